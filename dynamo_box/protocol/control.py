@@ -1,0 +1,89 @@
+"""CLI and TUI -> supervisor, over control.sock. One request, one answer; a subscription goes on until it is closed.
+
+The answer to a request carries its `id`. `Down` and `Restart` answer when they are done; until then Talk lines and
+snapshots may come. The bodies of snapshots travel as `msgspec.Raw`, so that this package need not know them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class GetSnapshot(msgspec.Struct, frozen=True, tag="get"):
+    id: int
+
+
+class Watch(msgspec.Struct, frozen=True, tag="watch"):
+    """Snapshots when something changed, at most `hz` a second (capped at 4), the first at once."""
+
+    id: int
+    hz: float = 4.0
+
+
+class Down(msgspec.Struct, frozen=True, tag="down"):
+    """Drain until `drain_s`, stop in reverse order, exit. Answered by Stopped before the supervisor exits."""
+
+    id: int
+    drain_s: float
+
+
+class Restart(msgspec.Struct, frozen=True, tag="restart"):
+    """Drain and restart one process; answered when it is ready again, or with an Error."""
+
+    id: int
+    process: str
+    drain_s: float = 30.0
+
+
+class SetOption(msgspec.Struct, frozen=True, tag="set"):
+    """Pass a setting to a live child (router `mode`, mock `fault`)."""
+
+    id: int
+    process: str
+    key: str
+    value: str
+
+
+class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
+    id: int
+    request_id: str
+
+
+ControlRequest = GetSnapshot | Watch | Down | Restart | SetOption | CancelRequest
+
+
+class SnapshotReply(msgspec.Struct, frozen=True, tag="snapshot"):
+    id: int
+    snapshot: msgspec.Raw
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    id: int
+    text: str = ""
+
+
+class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
+    """What the box gave back: processes ended, how many needed KILL, resident bytes they held, survivors (none, one
+    hopes).
+    """
+
+    id: int
+    processes: int
+    killed: int
+    freed_bytes: int
+    survivors: tuple[int, ...] = ()
+
+
+class Error(msgspec.Struct, frozen=True, tag="error"):
+    """`code` is the exit code that fits."""
+
+    id: int
+    code: int
+    what: str
+    remedy: str = ""
+
+
+ControlReply = SnapshotReply | Done | Stopped | Error
+
+request_decoder = msgspec.msgpack.Decoder(ControlRequest)
+reply_decoder = msgspec.msgpack.Decoder(ControlReply)

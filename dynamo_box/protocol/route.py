@@ -1,0 +1,87 @@
+"""Frontend -> router: where should this request go?
+
+A placement is a lease on load: it counts until Release, the end of the connection, or the lease's expiry. Lease ids are
+chosen by the frontend and unique within its connection. After a router restart the frontend connects again and
+announces what still runs with Adopt.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Place(msgspec.Struct, frozen=True, tag="place"):
+    """`hashes` are the prompt's full blocks, in order (first 8 bytes each, big-endian).
+
+    `pin` names the one worker to use; `exclude` names workers that this request has already lost.
+    `overlap_weight` and `temperature` override the router's own for this request.
+    """
+
+    id: int
+    request_id: str
+    model: str
+    hashes: tuple[int, ...]
+    prompt_tokens: int
+    role: str = "aggregated"
+    pin: str | None = None
+    exclude: tuple[str, ...] = ()
+    overlap_weight: float | None = None
+    temperature: float | None = None
+
+
+class Placed(msgspec.Struct, frozen=True, tag="placed"):
+    """`took_us`: microseconds the router spent on the request, of which `match_us` in the index."""
+
+    id: int
+    worker: str
+    overlap_blocks: int
+    reason: str
+    took_us: float = 0.0
+    match_us: float = 0.0
+
+
+class Unplaced(msgspec.Struct, frozen=True, tag="unplaced"):
+    """`code`: unknown_model, no_workers (none now; one may come), pinned_worker_gone, bad_request."""
+
+    id: int
+    code: Literal["unknown_model", "no_workers", "pinned_worker_gone", "bad_request"]
+    reason: str
+
+
+class PrefillDone(msgspec.Struct, frozen=True, tag="prefill_done"):
+    """The first token came: its prompt no longer counts as prefill load."""
+
+    id: int
+
+
+class Release(msgspec.Struct, frozen=True, tag="release"):
+    """The request ended, in whatever way."""
+
+    id: int
+
+
+class Renew(msgspec.Struct, frozen=True, tag="renew"):
+    """These leases are still in use; sent for all live ones well within the lease's time to live."""
+
+    ids: tuple[int, ...]
+
+
+class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
+    """A request that was placed by an earlier router and still runs."""
+
+    id: int
+    request_id: str
+    model: str
+    worker: str
+    hashes: tuple[int, ...]
+    prompt_tokens: int
+    prefill_done: bool
+
+
+RouteRequest = Place | PrefillDone | Release | Renew | Adopt
+RouteReply = Placed | Unplaced
+
+request_decoder = msgspec.msgpack.Decoder(RouteRequest)
+reply_decoder = msgspec.msgpack.Decoder(RouteReply)

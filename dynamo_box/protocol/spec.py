@@ -1,0 +1,68 @@
+"""What the supervisor hands each child as the first message on its status socket. Frozen; made by the plan."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ModelSpec(msgspec.Struct, frozen=True):
+    """A model as every process sees it.
+
+    `path` is a Hugging Face directory in the store; `fingerprint` identifies its content (see the store manifest).
+    """
+
+    name: str
+    path: str
+    fingerprint: str
+    context_length: int
+    block_size: int
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, tag="worker"):
+    """`options` are the engine's own, validated by the engine; `kv_bytes` is what the plan gives its KV pool."""
+
+    name: str
+    model: ModelSpec
+    engine: str
+    role: str
+    run_dir: str
+    threads: int
+    device: str
+    kv_bytes: int
+    max_batch: int
+    options: dict[str, bool | int | float | str] = {}
+    gpu_indices: tuple[int, ...] = ()
+
+
+class RouterSpec(msgspec.Struct, frozen=True, tag="router"):
+    """`mode` is kv, round-robin or random; knobs and defaults as in `dynamo_box.router.cost`."""
+
+    name: str
+    run_dir: str
+    models: tuple[ModelSpec, ...]
+    mode: str = "kv"
+    overlap_weight: float = 1.0
+    temperature: float = 0.0
+    lease_ttl_s: float = 300.0
+    seed: int | None = None
+
+
+class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
+    """The frontend serves HTTP on the listening descriptor it inherits (`DYNBOX_LISTEN_FD`).
+
+    `max_queue` requests may wait or run; one more gets a 503. `discovery_timeout_s` bounds the wait for a router or a
+    worker when none is there.
+    """
+
+    name: str
+    run_dir: str
+    models: tuple[ModelSpec, ...]
+    host: str
+    port: int
+    max_queue: int = 1024
+    max_body_bytes: int = 8 * 1024 * 1024
+    discovery_timeout_s: float = 10.0
+    migration_limit: int = 0
+
+
+ChildSpec = WorkerSpec | RouterSpec | FrontendSpec

@@ -1,0 +1,140 @@
+"""The whole interface between an engine and the box.
+
+An engine is a class with this shape; `engines/host.py` is the shell that gives it sockets, events, readiness, drain and
+cancellation, the same for every engine. Everything here runs on the worker's event loop; an engine that computes does so
+in a thread of its own and comes back with `loop.call_soon_threadsafe`, once a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from dynamo_box.protocol.figures import WorkerFigures
+from dynamo_box.protocol.request import FinishReason, Sampling
+from dynamo_box.protocol.spec import WorkerSpec
+
+KV_EVENTS = "kv_events"
+PRIORITIES = "priorities"
+TOOLS = "tools"
+GUIDED_DECODING = "guided_decoding"
+LORA = "lora"
+LOGPROBS = "logprobs"
+
+
+class EngineError(Exception):
+    """The engine can't serve. `permanent`: starting it again would fail in the same way."""
+
+    def __init__(self, cause: str, *, remedy: str = "", permanent: bool = False) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy
+        self.permanent = permanent
+
+
+class RequestRejected(Exception):
+    """The request itself can't be served (too long for the context, say); the worker is fine."""
+
+
+class EngineInfo(msgspec.Struct, frozen=True):
+    """What a started engine says of itself. `kv_dtype` goes into the block hash, e.g. "float32"."""
+
+    block_size: int
+    kv_blocks_total: int
+    kv_dtype: str
+    context_length: int
+    capabilities: tuple[str, ...] = ()
+    versions: dict[str, str] = {}
+
+
+class SequenceRequest(msgspec.Struct, frozen=True):
+    """One request as the engine sees it. `key` is chosen by the shell and unique in the life of the worker."""
+
+    key: int
+    request_id: str
+    tokens: list[int]
+    sampling: Sampling
+    isolation: bytes
+    priority: int = 0
+    annotations: tuple[str, ...] = ()
+
+
+class Output(msgspec.Struct):
+    """What one step added to one sequence; `finish` ends it, whatever the reason. Fields as in `protocol.request.Delta`."""
+
+    key: int
+    tokens: tuple[int, ...] = ()
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+    error: str = ""
+
+
+class StoredBlocks(msgspec.Struct, frozen=True):
+    """Consecutive blocks of one chain that can now be reused; digests of 16 bytes, `parent` b"" at the start."""
+
+    digests: tuple[bytes, ...]
+    parent: bytes
+
+
+class RemovedBlocks(msgspec.Struct, frozen=True):
+    digests: tuple[bytes, ...]
+
+
+class ClearedBlocks(msgspec.Struct, frozen=True):
+    pass
+
+
+BlockEvent = StoredBlocks | RemovedBlocks | ClearedBlocks
+
+
+class Sink(Protocol):
+    """Where an engine's results go. Called on the event loop, in the order in which things happened."""
+
+    def step(self, outputs: Sequence[Output], events: Sequence[BlockEvent] = ()) -> None:
+        """One engine step: events first reach the router, then the tokens the client."""
+
+    def fatal(self, cause: str) -> None:
+        """The engine is broken; the shell fails what runs and ends the process, so that the supervisor restarts it."""
+
+
+ReportProgress = Callable[[str, "int | None", "int | None", str], None]
+"""(phase, done, total, unit), as in `protocol.status.Starting`; may be called from any thread."""
+
+
+class Engine(Protocol):
+    """What an adapter implements."""
+
+    async def start(self, spec: WorkerSpec, sink: Sink, progress: ReportProgress) -> EngineInfo:
+        """Load the model and warm up: on return the first request is as fast as the hundredth.
+
+        Raises:
+            EngineError: it can't.
+        """
+
+    def submit(self, sequence: SequenceRequest) -> None:
+        """Take a sequence; its outputs arrive at the sink, the last one with `finish`.
+
+        Raises:
+            RequestRejected: the request can't be served.
+        """
+
+    def cancel(self, key: int) -> None:
+        """End a sequence soon, with finish "cancelled". Keys that have ended are ignored."""
+
+    def cached_blocks(self) -> list[bytes]:
+        """Digests of all blocks that could be reused now, as the events told so far add up to."""
+
+    def figures(self) -> WorkerFigures:
+        """Cheap: called four times a second."""
+
+    def set_option(self, key: str, value: str) -> str:
+        """Change a setting at run time and say what it is now.
+
+        Raises:
+            ValueError: no such key, or no such value.
+        """
+
+    async def close(self) -> None:
+        """Release everything; the process exits next."""
