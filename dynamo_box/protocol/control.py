@@ -49,7 +49,17 @@ class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
 
 
-ControlRequest = GetSnapshot | Watch | Down | Restart | SetOption | CancelRequest
+class Launch(msgspec.Struct, frozen=True, tag="launch"):
+    """First and only request on the socket that a new supervisor inherits from `dynbox up`: carry out this plan
+    (`dynamo_box.plan.types.Plan`). Answered by SnapshotReply after SnapshotReply, then Done (the box is ready) or Error
+    (nothing is left running). The end of the stream before that aborts the start.
+    """
+
+    id: int
+    plan: msgspec.Raw
+
+
+ControlRequest = GetSnapshot | Watch | Down | Restart | SetOption | CancelRequest | Launch
 
 
 class SnapshotReply(msgspec.Struct, frozen=True, tag="snapshot"):
@@ -75,12 +85,13 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
 
 
 class Error(msgspec.Struct, frozen=True, tag="error"):
-    """`code` is the exit code that fits."""
+    """`code` is the exit code that fits; `details` are further lines, such as the last ones that a process wrote."""
 
     id: int
     code: int
     what: str
     remedy: str = ""
+    details: tuple[str, ...] = ()
 
 
 ControlReply = SnapshotReply | Done | Stopped | Error

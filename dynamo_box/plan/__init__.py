@@ -1,0 +1,1 @@
+"""From a profile and this hardware to what will run where: pure functions, decided before anything starts."""

@@ -1,0 +1,95 @@
+"""A plan: frozen data that the supervisor carries out as it stands, and that `dynbox up --dry-run` prints."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import msgspec
+
+from dynamo_box.protocol.spec import ChildSpec, ModelSpec
+
+
+class ByteItem(msgspec.Struct, frozen=True):
+    """Bytes on one device (or "host") for one purpose, with the arithmetic as text: "30 layers × 2 × 3 heads × …"."""
+
+    device: str
+    purpose: str
+    bytes: int
+    arithmetic: str
+
+
+class RestartPolicy(msgspec.Struct, frozen=True):
+    """Back-off starts at `first_s`, grows by `factor` up to `longest_s`, and starts over after `stable_s` of being ready.
+
+    After `give_up_after` failures in a row the process is FATAL.
+    """
+
+    first_s: float = 0.5
+    factor: float = 2.0
+    longest_s: float = 30.0
+    stable_s: float = 60.0
+    give_up_after: int = 5
+
+
+class ProcessPlan(msgspec.Struct, frozen=True):
+    """One child of the supervisor.
+
+    `program` is an argument list ("python" at its head stands for the interpreter of `venv`, None being the box's own).
+    `device` is a device id of the plan ("cpu", or a GPU UUID; several joined by ","), None for a process without one.
+    `start_deadline_s` is how long it may go without progress while it starts.
+    """
+
+    name: str
+    kind: str
+    program: tuple[str, ...]
+    spec: ChildSpec
+    model: str | None = None
+    role: str | None = None
+    device: str | None = None
+    venv: str | None = None
+    env: dict[str, str] = {}
+    cores: tuple[int, ...] = ()
+    threads: int = 1
+    start_deadline_s: float = 60.0
+    after: tuple[str, ...] = ()
+    memory: tuple[ByteItem, ...] = ()
+
+
+class DevicePlan(msgspec.Struct, frozen=True):
+    """`kind` is cpu, cuda or simulated; `capacity_bytes` is what the plan may give away of it."""
+
+    id: str
+    name: str
+    kind: str
+    memory_bytes: int | None
+    capacity_bytes: int
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """`processes` are in start order; stopping goes the other way round.
+
+    `after` in a process names those that must be ready before it starts; all others start at once, in order.
+    """
+
+    profile: str
+    host: str
+    port: int
+    models: tuple[ModelSpec, ...]
+    devices: tuple[DevicePlan, ...]
+    processes: tuple[ProcessPlan, ...]
+    restart: RestartPolicy = RestartPolicy()
+    drain_s: float = 30.0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that change whenever anything in the plan does."""
+        return blake2b(msgspec.msgpack.encode(self), digest_size=8).hexdigest()
+
+    @property
+    def memory(self) -> tuple[ByteItem, ...]:
+        return tuple(item for process in self.processes for item in process.memory)

@@ -1,0 +1,1 @@
+"""What a person asks for: profiles, the model catalogue and the model store."""
