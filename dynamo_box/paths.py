@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 from dynamo_box.errors import BoxError
@@ -20,6 +21,11 @@ class RunDir:
     """Names inside a run dir. Nothing here touches the disk except `create`."""
 
     root: Path
+
+    @property
+    def key(self) -> str:
+        """12 hex digits that tell this run dir from others: in run ids and in the names of log directories."""
+        return blake2b(os.fsencode(self.root), digest_size=6).hexdigest()
 
     @property
     def lock(self) -> Path:
@@ -91,3 +97,8 @@ def home() -> Home:
     state = platformdirs.user_state_path("dynbox", appauthor=False)
     cache = platformdirs.user_cache_path("dynbox", appauthor=False)
     return Home(models=data / "models", logs=state / "logs", state=state, cache=cache)
+
+
+def logs_dir(run: RunDir, where: Home) -> Path:
+    """Where the processes of the box in `run` log; it outlives the box. Boxes with one home don't mix."""
+    return where.logs / run.key
