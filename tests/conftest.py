@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +12,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+STORE_VARIABLE = "DYNBOX_TEST_STORE"
+PULL_DEADLINE_S = 600
 
 
 @dataclass(frozen=True)
@@ -35,3 +40,27 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny"
     make_tiny_llama(path, seed=0, dtype="float64")
     return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `DYNBOX_HOME` whose store holds the embedded model, pulled with the real command, once a session.
+
+    `DYNBOX_TEST_STORE` names a home to use instead, so that a developer's second run need not pull again.
+    """
+    kept = os.environ.get(STORE_VARIABLE)
+    home = Path(kept) if kept else tmp_path_factory.mktemp("smollm2-home")
+    if not (home / "models" / "smollm2" / "dynbox.json").exists():
+        subprocess.run(
+            [sys.executable, "-m", "dynamo_box", "pull", "smollm2"],
+            env={**os.environ, "DYNBOX_HOME": str(home)},
+            check=True,
+            timeout=PULL_DEADLINE_S,
+        )
+    return home
+
+
+@pytest.fixture(scope="session")
+def smollm2_path(smollm2_home: Path) -> Path:
+    """SmolLM2-135M-Instruct in float32, as a Hugging Face directory."""
+    return smollm2_home / "models" / "smollm2"

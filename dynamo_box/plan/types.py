@@ -56,7 +56,10 @@ class ProcessPlan(msgspec.Struct, frozen=True):
 
 
 class DevicePlan(msgspec.Struct, frozen=True):
-    """`kind` is cpu, cuda or simulated; `capacity_bytes` is what the plan may give away of it."""
+    """`kind` is cpu, cuda, simulated or host; `capacity_bytes` is what the plan may give away of it.
+
+    "host" is the memory of interpreters and libraries, apart from what the cpu device holds.
+    """
 
     id: str
     name: str

@@ -1,0 +1,124 @@
+"""`dynbox`: the table of verbs, and the one place that turns what happened into stderr and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+from dynamo_box import __version__
+from dynamo_box.errors import BoxError, ExitCode
+
+
+class Verb(NamedTuple):
+    """`module` is imported when the verb runs; it holds `app`."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "up": Verb("up", "Start a box and wait until it answers"),
+    "down": Verb("down", "Drain the box and stop it"),
+    "ps": Verb("ps", "Show the box, its models and its processes"),
+    "logs": Verb("logs", "Read the logs of every process, merged by time"),
+    "restart": Verb("restart", "Drain and restart one process"),
+    "chat": Verb("chat", "Talk to a model of the box"),
+    "pull": Verb("pull", "Bring a model into the store"),
+    "models": Verb("models", "List the models in the store, or remove one"),
+    "profile": Verb("profile", "List, show, check and write profiles"),
+    "help": Verb("help", "Read a page of the manual"),
+    "completion": Verb("completion", "Print the completion script for a shell"),
+}
+
+
+class Verbs(TyperGroup):
+    """Verbs by name and summary; the module behind one is imported when that verb is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in VERBS:
+            module = importlib.import_module(f"dynamo_box.cli.{VERBS[args[0]].module}")
+            self.commands[args[0]] = typer.main.get_command(module.app)
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of stdout has seen enough
+            return ExitCode.OK
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dynbox {__version__}")
+        raise typer.Exit
+
+
+def _application() -> typer.Typer:
+    app = typer.Typer(
+        cls=Verbs,
+        name="dynbox",
+        help="A serious LLM serving stack on one machine. Start with `dynbox up`, then `dynbox chat`.",
+        epilog="Exit codes: 0 ok, 1 failed, 2 usage or profile, 3 not running, 4 timed out, 130 interrupted.",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def options(
+        version: bool = typer.Option(
+            False, "--version", help="Print the version.", is_eager=True, callback=_show_version
+        ),
+    ) -> None:
+        """Options that stand before the verb."""
+
+    for name, verb in VERBS.items():
+        app.command(name, help=verb.summary)(_placeholder)
+    return app
+
+
+def _placeholder() -> None:
+    """Stands for a verb in the list; `Verbs.resolve_command` puts the real one in its place."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    from dynamo_box.cli import stderr
+
+    if "_DYNBOX_COMPLETE" in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
+    command = typer.main.get_command(_application())
+    try:
+        status = command.main(
+            args=None if arguments is None else list(arguments), prog_name="dynbox", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except BoxError as error:
+        stderr.report(error)
+        status = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        status = ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        status = ExitCode.OK
+    except Exception as error:  # noqa: BLE001 - the last resort: a traceback belongs in a file
+        status = stderr.report_usage(error) if hasattr(error, "format_message") else stderr.report_bug(error)
+    _close_stdout()
+    return int(status or 0)
+
+
+def _close_stdout() -> None:
+    """Flush, or give up without a word when the reader is gone, which Python would otherwise report at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,103 @@
+"""`dynbox ps`: the box, its models and its processes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from dynamo_box.cli import complete, output, render, terminal
+from dynamo_box.control.client import ControlClient
+from dynamo_box.errors import ExitCode, NotRunning
+from dynamo_box.paths import run_dir
+from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
+
+app = complete.verb()
+
+NO_BOX: dict[str, Any] = {
+    "box": {"state": "stopped", "profile": None, "endpoint": None, "pid": None, "uptime_s": None},
+    "models": [],
+    "processes": [],
+}
+"""What `--json` prints without a box: the same shape, so that a script needs one way to read it."""
+
+_STATE_STYLES = {
+    "ready": "green",
+    "starting": "yellow",
+    "backoff": "yellow",
+    "draining": "yellow",
+    "stopping": "yellow",
+    "fatal": "red",
+    "failed": "red",
+    "unavailable": "red",
+    "degraded": "yellow",
+}
+
+
+@app.command()
+def ps(
+    as_json: bool = typer.Option(False, "--json", help="Print the whole snapshot as JSON."),
+) -> ExitCode:
+    """Show the box, its models and its processes. Exit code 3 if no box is running."""
+    try:
+        with ControlClient.connect(run_dir()) as client:
+            snapshot = client.snapshot()
+    except NotRunning:
+        if as_json:
+            output.json(NO_BOX)
+        raise
+    if as_json:
+        output.json(snapshot)
+    else:
+        show(snapshot)
+    return ExitCode.OK
+
+
+def show(snapshot: BoxSnapshot) -> None:
+    box = snapshot.box
+    output.text(
+        f"box {_coloured(box.state)}  profile {box.profile}  {box.endpoint}  "
+        f"pid {box.pid}  up {render.duration(box.uptime_s)}"
+    )
+    if box.cause:
+        output.text(f"  {terminal.printable(box.cause)}")
+    for model in snapshot.models:
+        workers = f"{model.workers_ready} of {model.workers_total} workers" if model.workers_total else ""
+        output.text(f"model {model.name}  {_coloured(model.state)}  {workers}".rstrip())
+    output.text("")
+    output.table(process_table(snapshot.processes))
+    for process in snapshot.processes:
+        if process.cause and process.state != "ready":
+            output.text(f"{process.name}: {terminal.printable(process.cause)}")
+
+
+def process_table(processes: tuple[ProcessInfo, ...]) -> str:
+    header = ("NAME", "KIND", "MODEL", "ROLE", "STATE", "PHASE", "PID", "RESTARTS", "DEVICE", "MEMORY")
+    rows = [
+        (
+            process.name,
+            process.kind,
+            process.model or "-",
+            process.role or "-",
+            process.state,
+            _phase(process),
+            str(process.pid or "-"),
+            str(process.restarts),
+            process.device or "-",
+            render.size(process.rss_bytes),
+        )
+        for process in processes
+    ]
+    return render.table(header, rows, right=(6, 7, 9))
+
+
+def _phase(process: ProcessInfo) -> str:
+    if process.progress is None:
+        return process.phase or "-"
+    extent = render.amount(process.progress.done, process.progress.total, process.progress.unit)
+    return f"{process.phase} {extent}".strip() or "-"
+
+
+def _coloured(state: str) -> str:
+    return terminal.style(state, _STATE_STYLES.get(state, "bold"), sys.stdout)

@@ -1,0 +1,141 @@
+"""What a client is told when a request fails, in OpenAI's shape: {"error": {message, type, param, code}}.
+
+    ApiError
+    ├── invalid_request / unsupported / context_too_long     400
+    ├── forbidden                                            403
+    ├── unknown_model / unknown_path                         404
+    ├── wrong_method                                         405
+    ├── body_too_large                                       413
+    ├── client_gone                                          499, in logs and metrics only
+    ├── internal                                             500
+    ├── worker_lost / worker_failed                          502
+    ├── overloaded / unavailable / draining                  503 with Retry-After
+    └── stalled                                              504
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+RETRY_AFTER_S = 1
+
+
+class ApiError(Exception):
+    """A failed request. `param` is the field at fault, if one is."""
+
+    def __init__(
+        self, status: int, message: str, *, kind: str, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+
+    @property
+    def retry_after_s(self) -> int | None:
+        return RETRY_AFTER_S if self.status == 503 else None
+
+    def body(self) -> bytes:
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})
+
+
+def invalid_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, kind="invalid_request_error", param=param, code=code)
+
+
+def unsupported(param: str, what: str) -> ApiError:
+    return invalid_request(f"{what}; leave out '{param}'", param, "unsupported_parameter")
+
+
+def context_too_long(prompt_tokens: int, context_length: int) -> ApiError:
+    return invalid_request(
+        f"the prompt is {prompt_tokens} tokens long, and with at least one to generate it must fit into this model's "
+        f"context of {context_length}; shorten the prompt",
+        "messages",
+        "context_length_exceeded",
+    )
+
+
+def forbidden(message: str) -> ApiError:
+    return ApiError(403, message, kind="permission_error", code="forbidden")
+
+
+def unknown_model(name: str, known: Iterable[str]) -> ApiError:
+    there = ", ".join(sorted(known)) or "none"
+    return ApiError(
+        404,
+        f"the model {name!r} does not exist here; models: {there}",
+        kind="invalid_request_error",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def unknown_path(method: str, path: str) -> ApiError:
+    return ApiError(404, f"no such path: {method} {path}", kind="invalid_request_error", code="unknown_url")
+
+
+def wrong_method(method: str, path: str, allowed: str) -> ApiError:
+    message = f"{path} is not for {method}; use {allowed}"
+    return ApiError(405, message, kind="invalid_request_error", code="method_not_allowed")
+
+
+def body_too_large(cap: int) -> ApiError:
+    return ApiError(
+        413, f"the body is over the cap of {cap} bytes", kind="invalid_request_error", code="body_too_large"
+    )
+
+
+def client_gone() -> ApiError:
+    return ApiError(499, "the client closed the connection", kind="client_closed_request", code="client_gone")
+
+
+def cancelled() -> ApiError:
+    return ApiError(499, "the request was cancelled by the operator", kind="cancelled", code="cancelled")
+
+
+def internal(request_id: str) -> ApiError:
+    message = f"an error inside the frontend; its log tells more under request_id {request_id}"
+    return ApiError(500, message, kind="server_error", code="internal_error")
+
+
+def worker_lost(worker: str, reason: str) -> ApiError:
+    return ApiError(
+        502, f"worker {worker} was lost before the answer was complete: {reason}", kind="server_error", code="worker_lost"
+    )
+
+
+def worker_failed(worker: str, reason: str) -> ApiError:
+    return ApiError(
+        502, f"worker {worker} failed this request: {reason}", kind="server_error", code="worker_failed"
+    )
+
+
+def overloaded(limit: int) -> ApiError:
+    message = f"{limit} requests are waiting or running, which is this server's limit; try again"
+    return ApiError(503, message, kind="overloaded_error", code="overloaded")
+
+
+def unavailable(message: str) -> ApiError:
+    return ApiError(503, message, kind="service_unavailable_error", code="unavailable")
+
+
+def draining() -> ApiError:
+    return ApiError(503, "this server is shutting down", kind="service_unavailable_error", code="draining")
+
+
+def stalled(worker: str | None, seconds: float) -> ApiError:
+    who = f"worker {worker}" if worker else "the server"
+    return ApiError(
+        504, f"{who} produced nothing for {seconds:g} s; the request was cancelled", kind="server_error", code="stalled"
+    )
+
+
+def slow_client(seconds: float) -> ApiError:
+    message = f"the client read nothing for {seconds:g} s"
+    return ApiError(499, message, kind="client_closed_request", code="client_gone")

@@ -1,0 +1,304 @@
+"""What this machine has: NVIDIA GPUs by NVML when there is a driver, and always the cpu with its memory.
+
+Whatever can't be read is None, never an error: a driver that half works leaves gaps, not a crash. Cores and
+memory are what this process may use: its affinity and its cgroups (v1 and v2) count, not the machine.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2**63
+
+
+class Gpu(msgspec.Struct, frozen=True):
+    """`links` are UUIDs of GPUs reached over NVLink, None where the driver doesn't say; memory in bytes."""
+
+    uuid: str
+    index: int
+    name: str | None = None
+    memory_total: int | None = None
+    memory_free: int | None = None
+    links: tuple[str, ...] | None = None
+    numa: int | None = None
+    simulated: bool = False
+
+
+class CpuDevice(msgspec.Struct, frozen=True):
+    """`cores` are the ids this process may run on; `quota` is how many a cgroup lets it use at once."""
+
+    name: str | None = None
+    cores: tuple[int, ...] = (0,)
+    quota: float | None = None
+    memory_total: int | None = None
+    memory_available: int | None = None
+
+    @property
+    def parallel(self) -> int:
+        """Threads that can truly run at once, at least 1."""
+        usable = len(self.cores) if self.quota is None else min(len(self.cores), math.floor(self.quota))
+        return max(1, usable)
+
+
+class Hardware(msgspec.Struct, frozen=True):
+    """`driver` is the NVIDIA driver's version; `gpu_problem` says why GPUs can't be read though one is there."""
+
+    cpu: CpuDevice
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    gpu_problem: str = ""
+
+
+class SimulatedGpus(msgspec.Struct, frozen=True):
+    name: str
+    count: int
+    memory: int
+
+
+def detect() -> Hardware:
+    """Look now. Takes milliseconds without a driver."""
+    cpu = detect_cpu()
+    library = _driver_library()
+    if library is None:
+        return Hardware(cpu=cpu)
+    try:
+        import pynvml
+    except Exception as error:  # noqa: BLE001 - whatever a broken driver package raises, the box runs on the cpu
+        return Hardware(cpu=cpu, gpu_problem=f"pynvml can't be imported: {error}")
+    gpus, driver, problem = read_gpus(pynvml)
+    return Hardware(cpu=cpu, gpus=gpus, driver=driver, gpu_problem=problem)
+
+
+def simulate(groups: tuple[SimulatedGpus, ...], cpu: CpuDevice) -> Hardware:
+    """Hardware with these GPUs and this cpu. Simulated UUIDs say what they are and never change."""
+    gpus: list[Gpu] = []
+    for group in groups:
+        for _ in range(group.count):
+            index = len(gpus)
+            uuid = f"SIM-{index:02d}"
+            gpus.append(Gpu(uuid, index, group.name, group.memory, group.memory, simulated=True))
+    return Hardware(cpu=cpu, gpus=tuple(gpus))
+
+
+def read_gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str | None, str]:
+    """GPUs, driver version and what stood in the way, through the functions of `pynvml`."""
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return (), None, f"NVML: {error}"
+    try:
+        driver = _text(_read(nvml, nvml.nvmlSystemGetDriverVersion))
+        count = _read(nvml, nvml.nvmlDeviceGetCount)
+        if count is None:
+            return (), driver, "NVML can't count the GPUs"
+        handles = [(index, _read(nvml, nvml.nvmlDeviceGetHandleByIndex, index)) for index in range(count)]
+        gpus = [_gpu(nvml, index, handle) for index, handle in handles if handle is not None]
+        lost = [str(index) for index, handle in handles if handle is None]
+        problem = f"NVML can't open GPU {', '.join(lost)}" if lost else ""
+        return _linked(nvml, gpus), driver, problem
+    finally:
+        _read(nvml, nvml.nvmlShutdown)
+
+
+def detect_cpu(root: Path = Path("/")) -> CpuDevice:
+    """`root` is where /proc and /sys lie; affinity is always this process's own."""
+    meminfo = _meminfo(root)
+    groups = _Cgroups(root)
+    total = _least(meminfo.get("MemTotal"), groups.memory_limit())
+    available = _least(meminfo.get("MemAvailable"), groups.memory_left())
+    return CpuDevice(
+        name=_cpu_name(root),
+        cores=tuple(sorted(os.sched_getaffinity(0))),
+        quota=groups.cpu_quota(),
+        memory_total=total,
+        memory_available=available,
+    )
+
+
+def _driver_library() -> str | None:
+    if Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists():
+        return "libnvidia-ml.so.1"
+    for directory in ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib", "/usr/lib"):
+        if Path(directory, "libnvidia-ml.so.1").exists():
+            return "libnvidia-ml.so.1"
+    return None
+
+
+def _read(nvml: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What NVML answers, None for whatever it refuses: a missing permission, an old driver, a lost GPU."""
+    try:
+        return function(*arguments)
+    except (nvml.NVMLError, UnicodeDecodeError, AttributeError):
+        return None
+
+
+def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
+    uuid = _text(_read(nvml, nvml.nvmlDeviceGetUUID, handle))
+    memory = _read(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    bus = _bus_id(nvml, handle)
+    return Gpu(
+        uuid=uuid or f"index-{index}",
+        index=index,
+        name=_text(_read(nvml, nvml.nvmlDeviceGetName, handle)),
+        memory_total=None if memory is None else int(memory.total),
+        memory_free=None if memory is None else int(memory.free),
+        links=_peer_bus_ids(nvml, handle),
+        numa=_numa_node(bus),
+    )
+
+
+def _linked(nvml: Any, gpus: list[Gpu]) -> tuple[Gpu, ...]:
+    """NVML names a link's other end by its PCI bus id; turn those into UUIDs."""
+    by_bus: dict[str, str] = {}
+    for gpu in gpus:
+        handle = _read(nvml, nvml.nvmlDeviceGetHandleByIndex, gpu.index)
+        bus = None if handle is None else _bus_id(nvml, handle)
+        if bus:
+            by_bus[bus] = gpu.uuid
+
+    def named(links: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted({by_bus[bus] for bus in links if bus in by_bus}))
+
+    return tuple(
+        gpu if gpu.links is None else msgspec.structs.replace(gpu, links=named(gpu.links)) for gpu in gpus
+    )
+
+
+def _bus_id(nvml: Any, handle: Any) -> str | None:
+    info = _read(nvml, nvml.nvmlDeviceGetPciInfo, handle)
+    text = None if info is None else _text(info.busId)
+    return text.lower() if text else None
+
+
+def _peer_bus_ids(nvml: Any, handle: Any) -> tuple[str, ...] | None:
+    peers: list[str] = []
+    answered = False
+    for link in range(getattr(nvml, "NVML_NVLINK_MAX_LINKS", 0)):
+        active = _read(nvml, nvml.nvmlDeviceGetNvLinkState, handle, link)
+        if active is None:
+            break
+        answered = True
+        info = _read(nvml, nvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link) if active else None
+        bus = None if info is None else _text(info.busId)
+        if bus:
+            peers.append(bus.lower())
+    return tuple(peers) if answered else None
+
+
+def _numa_node(bus: str | None) -> int | None:
+    if bus is None:
+        return None
+    domain, _, rest = bus.partition(":")
+    node = _number(Path(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node"))
+    return node if node is not None and node >= 0 else None
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.split(b"\0")[0].decode(errors="replace") or None
+    return str(value) if value else None
+
+
+class _Cgroups:
+    """The limits of this process's cgroup and of all above it: the tightest one counts."""
+
+    def __init__(self, root: Path) -> None:
+        self._mount = root / "sys/fs/cgroup"
+        self._paths: dict[str, str] = {}
+        for line in _lines(root / "proc/self/cgroup"):
+            _, controllers, path = (*line.split(":", 2), "", "")[:3]
+            for controller in controllers.split(","):
+                self._paths[controller] = path.lstrip("/")
+
+    def memory_limit(self) -> int | None:
+        return _least(*(limit for limit, _ in self._memory()))
+
+    def memory_left(self) -> int | None:
+        return _least(*(max(0, limit - used) for limit, used in self._memory()))
+
+    def cpu_quota(self) -> float | None:
+        quotas = []
+        for group in self._above(""):
+            words = next(_lines(group / "cpu.max"), "").split()
+            if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
+                quotas.append(int(words[0]) / int(words[1]))
+        for group in self._above("cpu"):
+            quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+            if quota is not None and quota > 0 and period:
+                quotas.append(quota / period)
+        return min(quotas, default=None)
+
+    def _memory(self) -> Iterator[tuple[int, int]]:
+        """(limit, bytes used that can't be given back) for each group that limits memory."""
+        for controller, limit_file, used_file, cache in (
+            ("", "memory.max", "memory.current", "inactive_file"),
+            ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            for group in self._above(controller):
+                limit = _number(group / limit_file)
+                if limit is not None and limit < _UNLIMITED:
+                    reclaimable = _field(group / "memory.stat", cache) or 0
+                    yield limit, max(0, (_number(group / used_file) or 0) - reclaimable)
+
+    def _above(self, controller: str) -> Iterator[Path]:
+        """From this process's group to the mount; in a container the path may lie outside what is mounted."""
+        path = self._paths.get(controller)
+        if path is None:
+            return
+        top = self._mount / controller
+        group = top / path
+        while group != top and top in group.parents:
+            yield group
+            group = group.parent
+        yield top
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for line in _lines(root / "proc/meminfo"):
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            sizes[name] = int(words[0]) * (1024 if words[-1] == "kB" else 1)
+    return sizes
+
+
+def _cpu_name(root: Path) -> str | None:
+    for line in _lines(root / "proc/cpuinfo"):
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip() or None
+    return None
+
+
+def _least(*values: int | None) -> int | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _field(path: Path, key: str) -> int | None:
+    for line in _lines(path):
+        words = line.split()
+        if len(words) == 2 and words[0] == key and words[1].isdigit():
+            return int(words[1])
+    return None
+
+
+def _number(path: Path) -> int | None:
+    text = next(_lines(path), "")
+    try:
+        return int(text)
+    except ValueError:
+        return None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        yield from path.read_text(errors="replace").splitlines()
+    except OSError:
+        return

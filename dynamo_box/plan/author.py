@@ -1,0 +1,115 @@
+"""A profile written for this machine: `dynbox profile new MODEL`, and `dynbox up --model MODEL`.
+
+The longest context that fits is taken, by trying: what is written has been planned, so it is never refused here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from dynamo_box.errors import PlanRefused, UsageError
+from dynamo_box.hardware import Hardware
+from dynamo_box.plan.make import make_plan
+from dynamo_box.profile.catalogue import CATALOGUE, facts_for
+from dynamo_box.profile.facts import ModelFacts
+from dynamo_box.profile.load import load_text, shipped_directory
+from dynamo_box.profile.problems import nearest
+from dynamo_box.profile.schema import Profile
+
+LONGEST_CONTEXT = 32_768
+SHORTEST_CONTEXT = 512
+DEFAULT_PORT = 8000
+
+
+def write_profile(
+    model: str,
+    hardware: Hardware,
+    facts: Mapping[str, ModelFacts],
+    *,
+    name: str | None = None,
+    port: int = DEFAULT_PORT,
+) -> str:
+    """The text of a profile that serves `model` (a name of the catalogue or the store, or a source) on this machine.
+
+    `name` is what clients ask for; by default the model's own.
+
+    Raises:
+        UsageError: nothing is known of the model, so that nothing can be planned.
+        PlanRefused: it doesn't fit, not even with a short context.
+    """
+    return _fitting(model, hardware, facts, name, port)[0]
+
+
+def profile_for_model(
+    model: str, hardware: Hardware, facts: Mapping[str, ModelFacts], *, port: int = DEFAULT_PORT
+) -> Profile:
+    """The same, loaded; the profile is called after the model.
+
+    Raises:
+        UsageError, PlanRefused: as `write_profile`.
+    """
+    return _fitting(model, hardware, facts, None, port)[1]
+
+
+def _fitting(
+    model: str, hardware: Hardware, facts: Mapping[str, ModelFacts], name: str | None, port: int
+) -> tuple[str, Profile]:
+    found = facts_for(model, facts)
+    if found is None:
+        known = sorted({*CATALOGUE, *facts})
+        raise UsageError(
+            f"nothing is known of model {model!r} yet; {nearest(model, known)}",
+            remedy=f"run `dynbox pull {model}` first",
+        )
+    served = name or _served_name(found.name)
+    details: tuple[str, ...] = ()
+    for context in _contexts(found.context_length):
+        text = _text(model, served, found, hardware, context, port)
+        profile = load_text(text, served, {})
+        try:
+            make_plan(profile, hardware, facts, run_dir="")
+        except PlanRefused as error:
+            details = error.details
+            continue
+        return text, profile
+    raise PlanRefused(
+        f"this machine can't carry {model}", remedy="see `dynbox models` for smaller ones", details=details
+    )
+
+
+def _contexts(longest: int) -> Iterator[int]:
+    context = min(longest, LONGEST_CONTEXT)
+    yield context
+    while context > SHORTEST_CONTEXT:
+        context = max(SHORTEST_CONTEXT, context // 2)
+        yield context
+
+
+def _served_name(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:64] or "model"
+
+
+def _text(model: str, served: str, facts: ModelFacts, hardware: Hardware, context: int, port: int) -> str:
+    source = "" if served == model else f"  source: {_quoted(model)}\n"
+    return f"""\
+# yaml-language-server: $schema={shipped_directory() / "schema.json"}
+description: {_quoted(f"{facts.name} on the CPU, one worker.")}
+
+model:
+  name: {_quoted(served)}
+{source}  engine: native # on the {len(hardware.cpu.cores)} cores of this machine
+  block_size: 16 # tokens in a KV block
+  max_batch: 32 # sequences at once
+  context_length: {context} # the model can take {facts.context_length}
+  workers: 1 # more share the weights, but also the cores
+
+frontend:
+  port: {port}
+"""
+
+
+def _quoted(text: str) -> str:
+    """As YAML text that is taken as it stands; `$` is the profile's own sign."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
+    return f'"{escaped}"'

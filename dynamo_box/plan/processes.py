@@ -1,0 +1,150 @@
+"""The processes of a plan: programs, what they are told, environments, cores and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from dynamo_box.hardware import CpuDevice
+from dynamo_box.plan.cores import CoreShare, share_cores
+from dynamo_box.plan.memory import FRONTEND_BYTES, ROUTER_BYTES, WorkerMemory, host_item, items, sharer
+from dynamo_box.plan.placement import CPU, Placed
+from dynamo_box.plan.types import ProcessPlan
+from dynamo_box.profile.facts import ModelFacts
+from dynamo_box.protocol.spec import FrontendSpec, ModelSpec, RouterSpec, WorkerSpec
+
+if TYPE_CHECKING:
+    from dynamo_box.profile.schema import FrontendSettings, RouterSettings, ServedModel
+
+ROUTER = "router"
+FRONTEND = "frontend"
+ROUTER_DEADLINE_S = 30.0
+FRONTEND_DEADLINE_S = 60.0
+ENGINE_DEADLINES_S = {"native": 120.0, "mock": 60.0}
+GPU_ENGINE_DEADLINE_S = 600.0
+
+
+def model_spec(model: ServedModel, facts: ModelFacts) -> ModelSpec:
+    return ModelSpec(
+        name=model.name,
+        path=facts.path or "",
+        fingerprint=facts.fingerprint,
+        context_length=model.context_length or facts.context_length,
+        block_size=model.block_size,
+    )
+
+
+def router_process(settings: RouterSettings, models: tuple[ModelSpec, ...], run_dir: str) -> ProcessPlan:
+    return ProcessPlan(
+        name=ROUTER,
+        kind="router",
+        program=("python", "-m", "dynamo_box.router"),
+        spec=RouterSpec(
+            name=ROUTER,
+            run_dir=run_dir,
+            models=models,
+            mode=settings.mode,
+            overlap_weight=settings.overlap_weight,
+            temperature=settings.temperature,
+            lease_ttl_s=settings.lease_ttl,
+            seed=settings.seed,
+        ),
+        start_deadline_s=ROUTER_DEADLINE_S,
+        memory=(host_item("overhead", ROUTER_BYTES, "Python, index and leases"),),
+    )
+
+
+def frontend_process(
+    settings: FrontendSettings, models: tuple[ModelSpec, ...], run_dir: str, port: int | None
+) -> ProcessPlan:
+    return ProcessPlan(
+        name=FRONTEND,
+        kind="frontend",
+        program=("python", "-m", "dynamo_box.frontend"),
+        spec=FrontendSpec(
+            name=FRONTEND,
+            run_dir=run_dir,
+            models=models,
+            host=settings.host,
+            port=settings.port if port is None else port,
+            max_queue=settings.max_queue,
+            max_body_bytes=settings.max_body,
+            discovery_timeout_s=settings.discovery_timeout,
+            migration_limit=settings.migration_limit,
+        ),
+        start_deadline_s=FRONTEND_DEADLINE_S,
+        memory=(host_item("overhead", FRONTEND_BYTES, "Python, HTTP and tokenizers"),),
+    )
+
+
+def worker_processes(
+    memories: list[WorkerMemory],
+    kv: Mapping[str, int],
+    cpu: CpuDevice,
+    specs: Mapping[str, ModelSpec],
+    run_dir: str,
+) -> list[ProcessPlan]:
+    computing = [one.worker.name for one in memories if computes_on_cpu(one.worker)]
+    shares = dict(zip(computing, share_cores(cpu, len(computing)), strict=True))
+    return [
+        _worker(
+            memory,
+            kv[memory.worker.name],
+            shares.get(memory.worker.name, CoreShare(1)),
+            sharer(memory, memories[:index]),
+            specs[memory.worker.model.name],
+            run_dir,
+        )
+        for index, memory in enumerate(memories)
+    ]
+
+
+def _worker(
+    memory: WorkerMemory, kv: int, share: CoreShare, shared_with: str | None, model: ModelSpec, run_dir: str
+) -> ProcessPlan:
+    worker = memory.worker
+    engine = worker.model.engine
+    startup = worker.model.options.get("startup_s", 0) if engine == "mock" else 0
+    return ProcessPlan(
+        name=worker.name,
+        kind="worker",
+        program=("python", "-m", f"engines.{engine}"),
+        spec=WorkerSpec(
+            name=worker.name,
+            model=model,
+            engine=engine,
+            role=worker.role,
+            run_dir=run_dir,
+            threads=share.threads,
+            device=worker.device,
+            kv_bytes=kv * len(worker.devices),
+            max_batch=worker.model.max_batch,
+            options=dict(worker.model.options),
+            gpu_indices=tuple(gpu.index for gpu in worker.gpus if not gpu.simulated),
+        ),
+        model=worker.model.name,
+        role=worker.role,
+        device=worker.device,
+        env=_environment(worker, share.threads),
+        cores=share.cores,
+        threads=share.threads,
+        start_deadline_s=ENGINE_DEADLINES_S.get(engine, GPU_ENGINE_DEADLINE_S)
+        + (float(startup) if isinstance(startup, int | float) else 0.0),
+        memory=items(memory, kv, shared_with),
+    )
+
+
+def _environment(worker: Placed, threads: int) -> dict[str, str]:
+    """A worker sees its own GPUs only, a cpu worker none; idle threads sleep, so that they don't slow the others."""
+    visible = ",".join(gpu.uuid for gpu in worker.gpus if not gpu.simulated)
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "CUDA_VISIBLE_DEVICES": visible,
+    }
+
+
+def computes_on_cpu(worker: Placed) -> bool:
+    """Whether it needs cores of its own; the mock engine hardly computes."""
+    return worker.devices == (CPU,) and worker.model.engine != "mock"

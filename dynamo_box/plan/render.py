@@ -1,0 +1,99 @@
+"""A plan for reading (`dynbox up --dry-run`) and as data (`--json`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from dynamo_box.plan.types import DevicePlan, Plan, ProcessPlan
+from dynamo_box.profile.units import format_size
+
+_RIGHT = frozenset({"THREADS", "WEIGHTS", "KV", "OVERHEAD", "MEMORY", "MAY USE", "PLANNED", "LEFT", "BYTES"})
+
+
+def plan_text(plan: Plan) -> str:
+    """Processes in start order, devices with what is left of them, and the arithmetic of every byte."""
+    models = ", ".join(f"{model.name} (context {model.context_length})" for model in plan.models)
+    parts = [
+        f"profile {plan.profile}: {models} at {plan.endpoint}",
+        _table(
+            ("PROCESS", "PROGRAM", "DEVICE", "CORES", "THREADS", "WEIGHTS", "KV", "OVERHEAD"),
+            (_process_row(process) for process in plan.processes),
+        ),
+        _table(
+            ("DEVICE", "NAME", "MEMORY", "MAY USE", "PLANNED", "LEFT"),
+            (_device_row(plan, device) for device in plan.devices),
+        ),
+        _table(
+            ("DEVICE", "PROCESS", "PURPOSE", "BYTES", "ARITHMETIC"),
+            (
+                (item.device, process.name, item.purpose, f"{item.bytes:,}", item.arithmetic)
+                for process in plan.processes
+                for item in process.memory
+            ),
+        ),
+    ]
+    if plan.warnings:
+        parts.append("\n".join(f"note: {warning}" for warning in plan.warnings))
+    return "\n\n".join(parts) + "\n"
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON values, with the sums that a reader would take."""
+    data: dict[str, Any] = msgspec.to_builtins(plan)
+    data["endpoint"] = plan.endpoint
+    data["digest"] = plan.digest
+    for device in data["devices"]:
+        device["planned_bytes"] = planned_bytes(plan, device["id"])
+    return data
+
+
+def planned_bytes(plan: Plan, device: str) -> int:
+    return sum(item.bytes for item in plan.memory if item.device == device)
+
+
+def _process_row(process: ProcessPlan) -> tuple[str, ...]:
+    sums: dict[str, int] = {}
+    for item in process.memory:
+        sums[item.purpose] = sums.get(item.purpose, 0) + item.bytes
+    sizes = (
+        format_size(sums[purpose]) if purpose in sums else "-" for purpose in ("weights", "KV", "overhead")
+    )
+    return (
+        process.name,
+        " ".join(process.program),
+        process.device or "-",
+        ",".join(map(str, process.cores)) or "any",
+        str(process.threads),
+        *sizes,
+    )
+
+
+def _device_row(plan: Plan, device: DevicePlan) -> tuple[str, ...]:
+    planned = planned_bytes(plan, device.id)
+    memory = "NA" if device.memory_bytes is None else format_size(device.memory_bytes)
+    name = f"{device.name} (simulated)" if device.kind == "simulated" else device.name
+    left = device.capacity_bytes - planned
+    return (
+        device.id,
+        name,
+        memory,
+        format_size(device.capacity_bytes),
+        format_size(planned),
+        format_size(left),
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [tuple(head), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    aligned = (
+        "  ".join(
+            cell.rjust(width) if title in _RIGHT else cell.ljust(width)
+            for cell, width, title in zip(line, widths, head, strict=True)
+        )
+        for line in lines
+    )
+    return "\n".join(line.rstrip() for line in aligned)

@@ -1,0 +1,5 @@
+"""How a pull tells what it is doing: `progress(phase, done, total, unit)`; `total` is None while it is unknown."""
+
+from collections.abc import Callable
+
+Progress = Callable[[str, int, int | None, str], None]

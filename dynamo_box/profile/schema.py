@@ -1,0 +1,330 @@
+"""What a profile may say. Frozen; unknown keys are errors; sizes are bytes and durations seconds once loaded.
+
+A mapping that is right by itself but asks for an impossible combination raises `Impossible` with all that is wrong, so
+that loading can put each problem at its own line.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+
+from dynamo_box.profile.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
+
+EngineName = Literal["native", "mock", "vllm", "sglang", "trtllm"]
+RouterMode = Literal["kv", "round-robin", "random"]
+CPU_ENGINES = frozenset({"native", "mock"})
+
+Location = tuple[str | int, ...]
+
+
+class Impossible(ValueError):
+    """Problems of one mapping, each with its location relative to it."""
+
+    def __init__(self, *problems: tuple[Location, str]) -> None:
+        super().__init__("; ".join(text for _, text in problems))
+        self.problems = problems
+
+
+_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]}
+_DURATION_SCHEMA = {
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": DURATION_PATTERN}]
+}
+
+Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
+PositiveSize = Annotated[Size, Field(gt=0)]
+Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _devices(value: object) -> object:
+    if value == "cpu" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    if isinstance(value, tuple) and value and all(type(index) is int and index >= 0 for index in value):
+        if len(set(value)) != len(value):
+            raise ValueError("names a device twice")
+        return value
+    raise ValueError('must be "cpu", a number of GPUs, or a list of GPU indices')
+
+
+Devices = Annotated[
+    Any,
+    AfterValidator(_devices),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"const": "cpu"},
+                {"type": "integer", "minimum": 1},
+                {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 0},
+                    "minItems": 1,
+                    "uniqueItems": True,
+                },
+            ]
+        }
+    ),
+]
+
+
+def _option(value: object) -> object:
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError("an engine option must be a text, a number, true or false")
+
+
+OptionValue = Annotated[
+    Any, AfterValidator(_option), WithJsonSchema({"type": ["string", "number", "integer", "boolean"]})
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RoleWorkers(Section):
+    """Workers of one role. A bare number stands for `replicas`."""
+
+    replicas: int = Field(default=1, ge=1, le=256, description="How many workers.")
+    devices: Devices = Field(
+        default=None,
+        validate_default=False,
+        description='"cpu", how many GPUs these workers share out, or their indices. '
+        "Default: the cpu for the native engine, else a GPU for each replica and rank.",
+    )
+    tensor_parallel: int = Field(default=1, ge=1, le=64, description="GPUs that one replica spans.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> RoleWorkers:
+        count = len(self.devices) if isinstance(self.devices, tuple) else self.devices
+        if count == "cpu" and self.tensor_parallel > 1:
+            raise Impossible((("tensor_parallel",), "tensor_parallel needs GPUs; there is one cpu device"))
+        if isinstance(count, int) and count % self.tensor_parallel:
+            text = f"{count} GPUs can't be shared out to replicas of tensor_parallel {self.tensor_parallel}"
+            raise Impossible((("devices",), text))
+        if isinstance(count, int) and count > self.replicas * self.tensor_parallel:
+            text = f"{count} GPUs are more than {self.replicas} × {self.tensor_parallel} (replicas × tensor_parallel)"
+            raise Impossible((("devices",), text))
+        return self
+
+
+class Workers(Section):
+    """Either aggregated workers, or prefill and decode workers. A bare number stands for aggregated replicas."""
+
+    aggregated: RoleWorkers | None = Field(default=None, description="Workers that do prefill and decode.")
+    prefill: RoleWorkers | None = Field(default=None, description="Workers that only compute prompts.")
+    decode: RoleWorkers | None = Field(default=None, description="Workers that only generate.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Workers:
+        problems: list[tuple[Location, str]] = []
+        if self.aggregated and (self.prefill or self.decode):
+            problems.append(
+                (("aggregated",), "a model has aggregated workers, or prefill and decode workers")
+            )
+        elif bool(self.prefill) != bool(self.decode):
+            there, missing = ("prefill", "decode") if self.prefill else ("decode", "prefill")
+            problems.append(((there,), f"{there} workers need {missing} workers beside them"))
+        if problems:
+            raise Impossible(*problems)
+        return self
+
+    @property
+    def roles(self) -> tuple[tuple[str, RoleWorkers], ...]:
+        """In start order; one aggregated worker where nothing is said."""
+        named = (("prefill", self.prefill), ("decode", self.decode), ("aggregated", self.aggregated))
+        return tuple((role, workers) for role, workers in named if workers) or (
+            ("aggregated", RoleWorkers()),
+        )
+
+
+class ServedModel(Section):
+    """A model and the workers that serve it. A bare name stands for a model of the catalogue or the store."""
+
+    name: Name = Field(description="The name that clients ask for.")
+    source: str = Field(
+        default="",
+        max_length=4096,
+        description="A name of the catalogue or the store, pypi:…, hf:… or a path. Default: the name.",
+    )
+    engine: EngineName = Field(default="native", description="The engine of its workers.")
+    options: dict[str, OptionValue] = Field(default={}, description="Settings of the engine's own.")
+    block_size: int = Field(default=16, ge=1, le=1024, description="Tokens in a KV block.")
+    context_length: int | None = Field(
+        default=None, ge=1, description="Tokens of prompt and answer. Default: the model's."
+    )
+    max_batch: int = Field(default=32, ge=1, le=4096, description="Sequences that one worker runs at once.")
+    kv_memory: PositiveSize | None = Field(
+        default=None, description="KV memory of each worker, over memory.kv_per_worker."
+    )
+    workers: Workers = Field(default=Workers(), description="Workers by role.")
+
+    @property
+    def origin(self) -> str:
+        """What to pull: the source, or the name where there is none."""
+        return self.source or self.name
+
+    @model_validator(mode="after")
+    def _possible(self) -> ServedModel:
+        problems: list[tuple[Location, str]] = []
+        for role, workers in self.workers.roles:
+            at: Location = ("workers", role, "devices")
+            if workers.devices == "cpu" and self.engine not in CPU_ENGINES:
+                problems.append((at, f"the {self.engine} engine needs GPUs; native and mock run on the cpu"))
+            if self.engine == "native" and workers.tensor_parallel > 1:
+                problems.append(
+                    (("workers", role, "tensor_parallel"), "the native engine has no tensor parallelism")
+                )
+        if self.context_length is not None and self.context_length < self.block_size:
+            text = f"a context of {self.context_length} tokens is shorter than a block of {self.block_size}"
+            problems.append((("context_length",), text))
+        if problems:
+            raise Impossible(*problems)
+        return self
+
+
+class RouterSettings(Section):
+    mode: RouterMode = Field(default="kv", description="How a worker is chosen.")
+    overlap_weight: float = Field(
+        default=1.0, ge=0, le=1000, description="What a cached prompt block counts (mode kv)."
+    )
+    temperature: float = Field(
+        default=0.0, ge=0, le=100, description="0 takes the cheapest worker (mode kv)."
+    )
+    lease_ttl: Duration = Field(
+        default=300.0, gt=0, description="A request unheard of for so long no longer counts as load."
+    )
+    seed: int | None = Field(default=None, ge=0, description="Makes random choices repeatable.")
+
+
+class FrontendSettings(Section):
+    host: Literal["127.0.0.1", "::1", "localhost"] = Field(default="127.0.0.1", description="Loopback only.")
+    port: int = Field(default=8000, ge=1, le=65535)
+    max_queue: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Requests that may wait or run; one more gets a 503."
+    )
+    max_body: PositiveSize = Field(default=8 * 1024 * 1024, description="Largest request body.")
+    discovery_timeout: Duration = Field(
+        default=10.0, description="Longest wait for a router or a worker to appear."
+    )
+    migration_limit: int = Field(
+        default=0, ge=0, le=100, description="How often a request may move to another worker."
+    )
+
+
+class Tiers(Section):
+    """KV tiers below the engine's own pool."""
+
+    host: Size = Field(default=0, description="KV in shared host memory.")
+    disk: Size = Field(default=0, description="KV in files.")
+
+
+class Memory(Section):
+    host: PositiveSize | None = Field(
+        default=None, description="All the box may use. Default: 90 % of what is available."
+    )
+    cpu: PositiveSize | None = Field(default=None, description="Of that, the cpu device's. Default: 80 %.")
+    device_fraction: float = Field(default=0.9, gt=0, le=1, description="Of each GPU's memory.")
+    kv_per_worker: PositiveSize | None = Field(default=None, description="KV memory of each worker.")
+    tiers: Tiers = Field(default=Tiers(), description="KV tiers below the engines' own pools.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Memory:
+        if self.host is not None and self.cpu is not None and self.cpu > self.host:
+            raise Impossible((("cpu",), "the cpu device's budget is part of memory.host, and larger than it"))
+        return self
+
+
+class SleepPolicy(Section):
+    after_idle: Duration | None = Field(
+        default=None, gt=0, description="Put a model to sleep after so long without requests."
+    )
+    weights_to: Literal["device", "host", "disk"] = Field(default="host", description="Where its weights go.")
+
+
+class Restart(Section):
+    first: Duration = Field(default=0.5, gt=0, description="Wait before the first restart.")
+    factor: float = Field(default=2.0, ge=1, le=100, description="What the wait grows by.")
+    longest: Duration = Field(default=30.0, gt=0, description="What it grows to.")
+    stable: Duration = Field(default=60.0, gt=0, description="So long ready, and the wait starts over.")
+    give_up_after: int = Field(default=5, ge=1, le=1000, description="Failures in a row.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Restart:
+        if self.longest < self.first:
+            raise Impossible((("longest",), f"the longest wait is shorter than the first ({self.first:g} s)"))
+        return self
+
+
+class SimulatedDevices(Section):
+    name: str = Field(default="simulated GPU", min_length=1, max_length=200)
+    count: int = Field(default=1, ge=1, le=256)
+    memory: PositiveSize = Field(description="Of each device.")
+
+
+class Simulate(Section):
+    """Hardware that isn't there; only the mock engine runs on it."""
+
+    devices: tuple[SimulatedDevices, ...] = Field(min_length=1)
+
+
+class Profile(Section):
+    """A Dynamo Box profile."""
+
+    name: Name = Field(default="", validate_default=False, description="Default: the file's name.")
+    description: str = Field(default="", max_length=1000)
+    model: ServedModel | None = Field(default=None, description="The one model.")
+    models: tuple[ServedModel, ...] = Field(
+        default=(), max_length=64, description="Several models, in place of `model`."
+    )
+    router: RouterSettings = RouterSettings()
+    frontend: FrontendSettings = FrontendSettings()
+    memory: Memory = Memory()
+    sleep: SleepPolicy = SleepPolicy()
+    restart: Restart = Restart()
+    drain: Duration = Field(default=30.0, description="Longest wait for running requests at the end.")
+    simulate: Simulate | None = Field(
+        default=None, description="Plan for this hardware in place of the GPUs that are here."
+    )
+
+    @property
+    def served(self) -> tuple[ServedModel, ...]:
+        return (self.model,) if self.model else self.models
+
+    @model_validator(mode="after")
+    def _possible(self) -> Profile:
+        problems: list[tuple[Location, str]] = []
+        if self.model and self.models:
+            problems.append((("models",), "a profile has `model` or `models`, not both"))
+        elif not self.served:
+            problems.append(((), "names no model: add `model: NAME`, or a list `models:`"))
+        seen: set[str] = set()
+        for index, model in enumerate(self.models):
+            if model.name in seen:
+                problems.append((("models", index, "name"), f'two models are called "{model.name}"'))
+            seen.add(model.name)
+        if self.simulate:
+            for index, model in enumerate(self.served):
+                at: Location = ("model",) if self.model else ("models", index)
+                if model.engine != "mock":
+                    problems.append(
+                        ((*at, "engine"), f"simulated devices carry the mock engine, not {model.engine}")
+                    )
+        if problems:
+            raise Impossible(*problems)
+        return self
+
+
+def name_of(path: PurePath) -> str:
+    """What a profile file's profile is called."""
+    return path.name.removesuffix(".yaml").removesuffix(".yml")

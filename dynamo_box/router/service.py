@@ -1,0 +1,131 @@
+"""The router at work: frontends on one side, workers on the other, figures for the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dynamo_box.discovery.instances import read_instances
+from dynamo_box.discovery.watch import watch_instances
+from dynamo_box.errors import UsageError
+from dynamo_box.log import get_logger
+from dynamo_box.paths import RunDir
+from dynamo_box.protocol import status
+from dynamo_box.protocol.figures import RouterFigures
+from dynamo_box.protocol.spec import RouterSpec
+from dynamo_box.router.cost import Knobs, parse_mode
+from dynamo_box.router.frontends import Frontends
+from dynamo_box.router.placement import Placement
+from dynamo_box.router.slices import Slices
+from dynamo_box.router.workers import Workers
+
+TICK_S = 0.25
+
+Tell = Callable[[status.ChildMessage], None]
+
+log = get_logger()
+
+
+class Router:
+    """Serves from `serve` to `close`; `tell` takes messages for the supervisor."""
+
+    def __init__(self, spec: RouterSpec, tell: Tell) -> None:
+        """Raises:
+        UsageError: the mode or a knob of the spec can't be used.
+        """
+        self._spec = spec
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._run_dir = RunDir(Path(spec.run_dir))
+        self._placement = _placement(spec)
+        self._slices = Slices()
+        self._workers = Workers(self._placement, self._slices, self._notify)
+        self._frontends = Frontends(self._placement, self._slices, self._on_release)
+        self._drained = asyncio.Event()
+        self._told: RouterFigures | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+
+    async def serve(self) -> None:
+        """Listen, say Ready, then follow the instance directory until cancelled.
+
+        The directory is read before anyone may connect, so that a frontend that announces running requests
+        finds their workers known.
+
+        Raises:
+            OSError: the socket can't be opened.
+        """
+        self._tell(status.Starting("instances"))
+        self._workers.update(read_instances(self._run_dir.instances))
+        self._tell(status.Starting("listen"))
+        await self._frontends.listen(self._run_dir.router_socket)
+        models = ", ".join(self._placement.pools)
+        self._tell(status.Ready({"mode": self._placement.mode, "models": models}))
+        log.info("ready", mode=self._placement.mode, models=models)
+        self._tick()
+        async for instances in watch_instances(self._run_dir.instances):
+            self._workers.update(instances)
+
+    async def drain(self) -> None:
+        """Place nothing more; return when nothing that was placed runs."""
+        self._frontends.draining = True
+        self._on_release()
+        await self._drained.wait()
+
+    def set_option(self, key: str, value: str) -> str:
+        """Change a setting and say what it is now.
+
+        Raises:
+            ValueError: no such key or value.
+        """
+        if key != "mode":
+            raise ValueError(f"the router has no setting {key!r}; there is mode")
+        self._placement.mode = parse_mode(value)
+        log.info("mode changed", mode=value)
+        return f"mode {value}"
+
+    def close(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self._frontends.close()
+        self._workers.close()
+
+    def _tick(self) -> None:
+        """Four times a second: expire leases, report figures that changed."""
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+        expired = self._placement.expire()
+        if expired:
+            log.warning("leases expired", leases=expired)
+            self._slices.add(self._placement.leases.settle_one)
+            self._on_release()
+        figures = self._placement.figures()
+        if figures != self._told:
+            self._told = figures
+            self._tell(status.Report(figures))
+
+    def _on_release(self) -> None:
+        if self._frontends.draining:
+            in_flight = len(self._placement.leases)
+            self._tell(status.Draining(in_flight))
+            if in_flight == 0:
+                self._drained.set()
+
+    def _notify(self, level: str, text: str) -> None:
+        write: Any = getattr(log, level)
+        write(text)
+        self._tell(status.Note(level, text))
+
+
+def _placement(spec: RouterSpec) -> Placement:
+    knobs = Knobs(spec.overlap_weight, spec.temperature)
+    problem = knobs.problem()
+    try:
+        mode = parse_mode(spec.mode)
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise UsageError(f"the router's settings can't be used: {problem}", remedy="correct the profile")
+    rng = random.Random(spec.seed)  # noqa: S311 - it breaks ties between workers
+    return Placement(spec.models, mode=mode, knobs=knobs, lease_ttl_s=spec.lease_ttl_s, rng=rng)

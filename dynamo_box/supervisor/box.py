@@ -1,0 +1,331 @@
+"""The children of one plan as one thing: start them all, prove that every model answers, keep them up, stop them all.
+
+starting ─► ready ◄─► degraded (a process is FATAL) ─► stopping ─► stopped
+    └─────► failed (the start did)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import enum
+import itertools
+import os
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamo_box.discovery.instances import withdraw
+from dynamo_box.errors import BoxError, NotRunning
+from dynamo_box.paths import RunDir
+from dynamo_box.plan.types import Plan, ProcessPlan
+from dynamo_box.protocol import status
+from dynamo_box.protocol.spec import ModelSpec
+from dynamo_box.snapshot import BoxInfo, BoxSnapshot
+from dynamo_box.supervisor import listener
+from dynamo_box.supervisor.cgroups import BoxCgroup
+from dynamo_box.supervisor.child import Child
+from dynamo_box.supervisor.events import EventList
+from dynamo_box.supervisor.guard import children_of
+from dynamo_box.supervisor.identity import RUN_ID_VARIABLE, RunId
+from dynamo_box.supervisor.life import Surroundings
+from dynamo_box.supervisor.logs import ProcessLog, RotatingFile
+from dynamo_box.supervisor.procfs import resident_bytes
+from dynamo_box.supervisor.snapshot_builder import build
+from dynamo_box.supervisor.states import State
+from dynamo_box.supervisor.sweep import kill_carriers
+
+FRONTEND = "frontend"
+COMMAND_TIMEOUT_S = 10.0
+
+
+class BoxState(enum.StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """`processes` were running, `killed` of them needed KILL, `freed_bytes` were resident before; `survivors` are pids."""
+
+    processes: int
+    killed: int
+    freed_bytes: int
+    survivors: tuple[int, ...]
+
+
+class Box:
+    """Lives on the main thread's event loop. `changed` (set by whoever shows the box) is called on any change."""
+
+    def __init__(
+        self, plan: Plan, run_dir: RunDir, logs: Path, run_id: RunId, environment: Mapping[str, str]
+    ) -> None:
+        self.plan = plan
+        self.state = BoxState.STARTING
+        self.cause = ""
+        self.watchers: list[Callable[[], None]] = []
+        self.events = EventList(self._notify)
+        self._run_dir = run_dir
+        self._logs = logs
+        self._run_id = run_id
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._listener: socket.socket | None = None
+        self._cgroup = BoxCgroup.create(run_id)
+        self._surroundings = Surroundings(run_id, self._shared_environment(environment), self._cgroup)
+        self._start_failed: asyncio.Future[Child] = self._loop.create_future()
+        self._restarting: set[str] = set()
+        self.children = {process.name: self._make_child(process) for process in plan.processes}
+
+    def _shared_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
+        shared = dict(environment)
+        shared[RUN_ID_VARIABLE] = str(self._run_id)
+        shared["DYNBOX_RUN_DIR"] = str(self._run_dir.root)
+        shared.setdefault("DYNBOX_LOG_LEVEL", "info")
+        return shared
+
+    def _make_child(self, process: ProcessPlan) -> Child:
+        def withdraw_instance() -> None:
+            withdraw(self._run_dir.instances, process.name)
+
+        return Child(
+            process,
+            self.plan.restart,
+            self._surroundings,
+            ProcessLog(process.name, RotatingFile(self._logs / f"{process.name}.log")),
+            changed=self._on_child_change,
+            emit=lambda level, text: self.events.add(level, process.name, text),
+            gone=withdraw_instance,
+            listener=lambda: self._listener if process.kind == FRONTEND else None,
+        )
+
+    # start
+
+    async def start(self) -> None:
+        """Start everything and wait until every model has answered.
+
+        Raises:
+            BoxError: it failed; what runs is still running, so call `stop`.
+        """
+        try:
+            self._listener = listener.bind(self.plan.host, self.plan.port)
+            self.events.add("info", None, f"starting {self.plan.profile} at {self.plan.endpoint}")
+            await self._bring_up_unless_fatal()
+        except BoxError as error:
+            self._to(BoxState.FAILED, error.what)
+            raise
+        self._to(BoxState.READY)
+        self._reconsider()
+
+    async def _bring_up_unless_fatal(self) -> None:
+        bring_up = self._loop.create_task(self._bring_up())
+        try:
+            await asyncio.wait({bring_up, self._start_failed}, return_when=asyncio.FIRST_COMPLETED)
+            if self._start_failed.done():
+                raise self._start_failed.result().failure_error()
+            await bring_up
+        finally:
+            bring_up.cancel()
+            with contextlib.suppress(asyncio.CancelledError, BoxError):
+                await bring_up
+
+    async def _bring_up(self) -> None:
+        await _all_or_first_error(self._start_child(child) for child in self.children.values())
+        await _all_or_first_error(self._prove(model) for model in self.plan.models)
+
+    async def _start_child(self, child: Child) -> None:
+        for name in child.plan.after:
+            await self.children[name].started.wait()
+            await self.children[name].wait_ready()
+        child.start()
+        await child.wait_ready()
+
+    async def _prove(self, model: ModelSpec) -> None:
+        from dynamo_box.supervisor.canary import one_token
+
+        took_s = await one_token(self.plan.endpoint, model.name)
+        self.events.add("info", None, f"{model.name} answered its canary in {took_s * 1000:.0f} ms")
+
+    # while it runs
+
+    def child(self, name: str) -> Child:
+        """Raises NotRunning, with the nearest names, when there is none."""
+        found = self.children.get(name)
+        if found is None:
+            near = difflib.get_close_matches(name, self.children, n=3)
+            names = ", ".join(near or self.children)
+            raise NotRunning(
+                f"there is no process {name!r} in this box",
+                remedy=f"{'did you mean' if near else 'there are'}: {names}",
+            )
+        return found
+
+    async def restart(self, name: str, drain_s: float) -> None:
+        """Drain, stop and start one process; on return it is ready.
+
+        Raises:
+            BoxError: it didn't come back, or this is no time for it.
+        """
+        child = self.child(name)
+        if self.state not in (BoxState.READY, BoxState.DEGRADED):
+            raise BoxError(f"the box is {self.state}", remedy="wait until it is ready")
+        if name in self._restarting:
+            raise BoxError(f"{name} is being restarted already")
+        self._restarting.add(name)
+        try:
+            self.events.add("info", name, "restart was asked for")
+            await child.stop(drain_s)
+            if self.state is BoxState.STOPPING:
+                raise BoxError("the box was stopped meanwhile")
+            if child.plan.kind == FRONTEND and self._listener is None:
+                self._listener = listener.bind(self.plan.host, self.plan.port)
+            child.start()
+            await child.wait_ready()
+        finally:
+            self._restarting.discard(name)
+
+    async def set_option(self, name: str, key: str, value: str) -> str:
+        """Raises BoxError when the process refuses, or can't be asked."""
+        return await self._ask(self.child(name), lambda number: status.Set(number, key, value))
+
+    async def cancel(self, request_id: str) -> str:
+        """Cancel a live request at the frontend, which knows all of them."""
+        frontend = next((child for child in self.children.values() if child.plan.kind == FRONTEND), None)
+        if frontend is None:
+            raise NotRunning("this box has no frontend")
+        return await self._ask(frontend, lambda number: status.CancelRequest(number, request_id))
+
+    async def _ask(self, child: Child, make: Callable[[int], status.Set | status.CancelRequest]) -> str:
+        answer = await child.command(make, COMMAND_TIMEOUT_S)
+        if answer.error:
+            raise BoxError(f"{child.name}: {answer.error}")
+        return answer.text
+
+    def tick(self) -> None:
+        """Once a second: sample memory, and end what was adopted."""
+        changed = False
+        for child in self.children.values():
+            sample = resident_bytes(child.pid) if child.pid is not None else None
+            changed = changed or sample != child.resident_bytes
+            child.resident_bytes = sample
+        self._end_adopted()
+        if changed:
+            self._notify()
+
+    def _end_adopted(self) -> None:
+        """KILL and reap orphans: children of this process that are no guards have lost theirs."""
+        for pid in children_of(os.getpid()):
+            if pid not in self._surroundings.guards:
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, os.WNOHANG)
+
+    # stop
+
+    async def stop(self, drain_s: float) -> StopReport:
+        """Stop in reverse order (processes of one kind at once), and verify that nothing is left.
+
+        `drain_s` is for all together: what is left of it when the frontend has drained is for those behind it.
+        """
+        if self.state is not BoxState.FAILED:
+            self._to(BoxState.STOPPING)
+        self.tick()
+        running = [child for child in self.children.values() if child.pid is not None]
+        killed_before = sum(child.killed for child in running)
+        freed = sum(child.resident_bytes or 0 for child in running)
+        deadline = self._loop.time() + drain_s
+        self._close_listener()
+        for _, group in itertools.groupby(
+            reversed(self.children.values()), key=lambda child: child.plan.kind
+        ):
+            left_s = max(0.0, deadline - self._loop.time())
+            await asyncio.gather(*(child.stop(left_s) for child in group))
+        self._end_adopted()
+        report = await asyncio.to_thread(kill_carriers, self._run_id.__eq__)
+        self._end_adopted()
+        if self._cgroup is not None:
+            self._cgroup.remove()
+        for path in self._run_dir.root.glob("*.sock"):
+            if path != self._run_dir.control_socket:
+                path.unlink(missing_ok=True)
+        if self.state is not BoxState.FAILED:
+            self._to(BoxState.STOPPED)
+        killed = sum(child.killed for child in running) - killed_before + report.killed
+        return StopReport(len(running), killed, freed, report.survivors)
+
+    def hurry(self) -> None:
+        """Cut all drains short."""
+        for child in self.children.values():
+            child.hurry()
+
+    def close(self) -> None:
+        for child in self.children.values():
+            child.log.close()
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    # state
+
+    def _on_child_change(self, child: Child) -> None:
+        if child.state is State.FATAL:
+            if child.plan.kind == FRONTEND:
+                self._close_listener()  # better refused than waiting for nobody
+            if self.state is BoxState.STARTING and not self._start_failed.done():
+                self._start_failed.set_result(child)
+        self._reconsider()
+        self._notify()
+
+    def _reconsider(self) -> None:
+        """ready or degraded, as the children are."""
+        if self.state not in (BoxState.READY, BoxState.DEGRADED):
+            return
+        fatal = next((child for child in self.children.values() if child.state is State.FATAL), None)
+        if fatal is None:
+            self.state, self.cause = BoxState.READY, ""
+        else:
+            self.state, self.cause = BoxState.DEGRADED, fatal.failure_error().what
+
+    def _to(self, state: BoxState, cause: str = "") -> None:
+        self.state, self.cause = state, cause
+        self.events.add("error" if cause else "info", None, f"box {state}" + (f": {cause}" if cause else ""))
+
+    def _notify(self) -> None:
+        for watcher in self.watchers:
+            watcher()
+
+    def snapshot(self) -> BoxSnapshot:
+        now = self._loop.time()
+        info = BoxInfo(
+            state=str(self.state),
+            profile=self.plan.profile,
+            endpoint=self.plan.endpoint,
+            pid=os.getpid(),
+            uptime_s=round(now - self._began, 3),
+            run_id=str(self._run_id),
+            run_dir=str(self._run_dir.root),
+            logs_dir=str(self._logs),
+            plan_digest=self.plan.digest,
+            cause=self.cause,
+        )
+        return build(self.plan, info, tuple(self.children.values()), self.events.recent, now)
+
+
+async def _all_or_first_error(work: Iterable[Coroutine[None, None, None]]) -> None:
+    """Do all at once; the first error cancels the rest."""
+    tasks = [asyncio.ensure_future(part) for part in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

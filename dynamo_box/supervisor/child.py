@@ -1,0 +1,372 @@
+"""One child of the supervisor through all its lives: its state, what it said of itself, restarts, drain and stop.
+
+`run` is the one writer of the state between start and end; `stop` and `restart` ask it. A failure of the program, of
+its guard or of the start (no progress before the deadline) all end in `_after_failure`, which asks `states` what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dynamo_box.errors import BoxError, NotRunning, TimedOut
+from dynamo_box.plan.types import ProcessPlan, RestartPolicy
+from dynamo_box.protocol import status
+from dynamo_box.protocol.figures import Figures
+from dynamo_box.snapshot import Progress
+from dynamo_box.supervisor.life import Ending, Life, Surroundings
+from dynamo_box.supervisor.logs import ProcessLog
+from dynamo_box.supervisor.states import Retry, State, after_failure, check
+
+LAST_LINES = 20
+LINGER_S = 5.0
+"""How long a child may go on after it said that it failed, or closed its status socket."""
+STOP_GRACE_S = 5.0
+GUARD_PATIENCE_S = 3.0
+"""How long after the guard's KILL nothing of the life may be left, before the guard itself is killed."""
+MAX_PENDING_COMMANDS = 64
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a process last ended without being asked to. `lines` are the last ones it wrote."""
+
+    cause: str
+    remedy: str = ""
+    lines: tuple[str, ...] = ()
+    permanent: bool = False
+    timed_out: bool = False
+
+
+class Child:
+    """`changed` is called after any change that people may see; `emit(level, text)` adds to the event list;
+    `listener` gives the HTTP socket to the process that serves it.
+    """
+
+    def __init__(
+        self,
+        plan: ProcessPlan,
+        policy: RestartPolicy,
+        surroundings: Surroundings,
+        log: ProcessLog,
+        *,
+        changed: Callable[[Child], None],
+        emit: Callable[[str, str], None],
+        gone: Callable[[], None],
+        listener: Callable[[], socket.socket | None],
+    ) -> None:
+        self.plan = plan
+        self.log = log
+        self.state = State.PLANNED
+        self.phase = ""
+        self.progress: Progress | None = None
+        self.info: dict[str, str] = {}
+        self.figures: Figures | None = None
+        self.failure: Failure | None = None
+        self.restarts = 0
+        self.killed = 0
+        self.ever_ready = False
+        self.resident_bytes: int | None = None
+        self.life_began: float | None = None
+        self._policy = policy
+        self._surroundings = surroundings
+        self._changed = changed
+        self._emit = emit
+        self._gone = gone
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._life: Life | None = None
+        self._failures = 0
+        self._ready_at: float | None = None
+        self._said: status.Failed | None = None
+        self._broken = ""
+        self.started = asyncio.Event()
+        self._stop_wanted = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._start_timeout: asyncio.Timeout | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._command_ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[status.Answer]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.plan.name
+
+    @property
+    def pid(self) -> int | None:
+        return self._life.pid if self._life else None
+
+    @property
+    def is_ready(self) -> bool:
+        """It can serve now: a program that just died is still `ready` until nothing is left of its life."""
+        return self.state is State.READY and self.pid is not None
+
+    @property
+    def guard_pid(self) -> int | None:
+        return self._life.guard_pid if self._life else None
+
+    # what others ask for
+
+    def start(self) -> asyncio.Task[None]:
+        """Run until stopped or FATAL. The task never raises for anything that the child does."""
+        self._stop_wanted.clear()
+        self._failures = 0
+        self.started.set()
+        self._task = self._loop.create_task(self._run(), name=f"child {self.name}")
+        return self._task
+
+    async def stop(self, drain_s: float) -> None:
+        """Drain until `drain_s`, then TERM, then KILL; on return nothing is left. With 0 there is no drain."""
+        self._stop_wanted.set()
+        life = self._life
+        if life is not None and not life.ended.done():
+            if drain_s > 0 and self.state is State.READY:
+                self._to(State.DRAINING)
+                life.send(status.Drain(drain_s))
+                await _wait(life.ended, drain_s)
+            if not life.ended.done():
+                await self._end(life)
+        if self._task is not None:
+            await self._task
+        if self.state is not State.STOPPED:
+            self._to(State.STOPPED)
+
+    async def _end(self, life: Life) -> None:
+        if self.state is not State.STOPPING:
+            self._to(State.STOPPING)
+        life.send(status.Stop())
+        life.terminate(STOP_GRACE_S)
+        if not await _wait(life.ended, STOP_GRACE_S + GUARD_PATIENCE_S):
+            life.kill()
+            await life.ended
+
+    def hurry(self) -> None:
+        """Cut a drain short."""
+        if self._life is not None and self.state is State.DRAINING:
+            self._life.terminate(STOP_GRACE_S)
+
+    async def wait_ready(self) -> None:
+        """Until the process is ready.
+
+        Raises:
+            BoxError: it became FATAL, or was stopped, first.
+        """
+        if self._task is None:
+            raise NotRunning(f"{self.name} was not started")
+        ready = self._loop.create_task(self._ready.wait())
+        try:
+            await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if not self._ready.is_set():
+            raise self.failure_error()
+
+    def failure_error(self) -> BoxError:
+        """The last failure as an error for people."""
+        failure = self.failure or Failure("it was stopped")
+        kind = TimedOut if failure.timed_out else BoxError
+        return kind(f"{self.name}: {failure.cause}", remedy=failure.remedy or None, details=failure.lines)
+
+    async def command(
+        self, make: Callable[[int], status.Set | status.CancelRequest], timeout_s: float
+    ) -> status.Answer:
+        """Send a numbered command and wait for its answer.
+
+        Raises:
+            NotRunning: the process isn't ready, or ended before it answered.
+            TimedOut: no answer in time.
+            BoxError: too many commands wait already.
+        """
+        if self._life is None or not self.is_ready:
+            raise NotRunning(
+                f"{self.name} is {self.state}", remedy="wait until `dynbox ps` shows it as ready"
+            )
+        if len(self._answers) >= MAX_PENDING_COMMANDS:
+            raise BoxError(f"{self.name} has {MAX_PENDING_COMMANDS} unanswered commands already")
+        number = next(self._command_ids)
+        answer = self._answers[number] = self._loop.create_future()
+        try:
+            self._life.send(make(number))
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise TimedOut(f"{self.name} didn't answer within {timeout_s:g} s") from None
+        finally:
+            self._answers.pop(number, None)
+
+    # its lives
+
+    async def _run(self) -> None:
+        while not self._stop_wanted.is_set():
+            await self._live()
+            if self._stop_wanted.is_set():
+                return
+            verdict = after_failure(
+                self._policy,
+                failures=self._failures,
+                ready_for_s=None if self._ready_at is None else self._loop.time() - self._ready_at,
+                ever_ready=self.ever_ready,
+                permanent=self.failure is not None and self.failure.permanent,
+            )
+            cause = self.failure.cause if self.failure else ""
+            if not isinstance(verdict, Retry):
+                self._to(State.FATAL)
+                self._emit("error", f"{cause}; not restarted: {verdict.reason}")
+                return
+            self._failures = verdict.failures
+            self._to(State.BACKOFF)
+            self._emit("warning", f"{cause}; restart in {verdict.delay_s:g} s")
+            if not await _wait(self._loop.create_task(self._stop_wanted.wait()), verdict.delay_s):
+                self.restarts += 1
+
+    async def _live(self) -> None:
+        """One life, to its very end. Afterwards `failure` says why it ended, unless it was asked to."""
+        self._reset_for_life()
+        self._to(State.STARTING)
+        try:
+            self._life = life = await Life.begin(
+                self.plan,
+                self._surroundings,
+                listener=self._listener(),
+                log=self.log,
+                on_message=self._on_message,
+                on_status_closed=self._on_status_closed,
+                program_ended=self._on_program_end,
+                program_started=lambda: self._changed(self),
+            )
+        except OSError as error:
+            self.failure = Failure(f"can't be spawned: {error}")
+            return
+        if self._stop_wanted.is_set():
+            life.terminate(STOP_GRACE_S)
+        timed_out = not await self._ready_in_time(life)
+        if timed_out and not self._stop_wanted.is_set():
+            self._broken = (
+                f"no progress for {self.plan.start_deadline_s:g} s while {self.phase or 'starting'}"
+            )
+            life.terminate(STOP_GRACE_S)
+        ending = await life.ended
+        if self._linger is not None:
+            self._linger.cancel()
+        self._forget_answers()
+        self.killed += life.killed
+        self._life, self.life_began, self.resident_bytes, self.figures = None, None, None, None
+        if not self._stop_wanted.is_set():
+            self.failure = self._explain(ending, timed_out)
+
+    def _reset_for_life(self) -> None:
+        self._ready.clear()
+        self._ready_at = None
+        self._said = None
+        self._broken = ""
+        self._linger = None
+        self.phase, self.progress, self.figures, self.info = "", None, None, {}
+        self.life_began = self._loop.time()
+        self.log.forget_recent()
+
+    async def _ready_in_time(self, life: Life) -> bool:
+        """False when the start deadline passed; each step of progress moves it (see `_on_message`)."""
+        ready = self._loop.create_task(self._ready.wait())
+        try:
+            async with asyncio.timeout(self.plan.start_deadline_s) as self._start_timeout:
+                await asyncio.wait({ready, life.ended}, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            return False
+        finally:
+            self._start_timeout = None
+            ready.cancel()
+        return True
+
+    def _explain(self, ending: Ending, timed_out: bool) -> Failure:
+        said = self._said
+        if said is not None:
+            cause, remedy, permanent = said.cause, said.remedy, said.permanent
+        else:
+            cause, remedy = self._broken or ending.text, ""
+            permanent = bool(ending.no_exec) or (timed_out and not self.ever_ready)
+            if ending.signal == 9 and not self._broken:
+                remedy = "if nobody killed it, the kernel did for want of memory: see `dmesg`"
+        lines = self.log.last(LAST_LINES)
+        return Failure(cause, remedy, lines, permanent, timed_out=timed_out and said is None)
+
+    # what the child says
+
+    def _on_message(self, message: status.ChildMessage) -> None:
+        match message:
+            case status.Starting():
+                self._on_progress(message)
+            case status.Ready():
+                if self.state is State.STARTING:
+                    self.info = message.info
+                    self.phase, self.progress = "", None
+                    self.ever_ready = True
+                    self._ready_at = self._loop.time()
+                    self._to(State.READY)
+                    self._ready.set()
+                    self._emit("info", "ready")
+            case status.Report():
+                self.figures = message.figures
+                self._changed(self)
+            case status.Note():
+                self._emit(message.level, message.text)
+            case status.Failed():
+                self._said = message
+                self._end_soon()
+            case status.Draining():
+                self.phase = f"{message.in_flight} in flight"
+                self._changed(self)
+            case status.Answer():
+                waiting = self._answers.get(message.id)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(message)
+
+    def _on_progress(self, step: status.Starting) -> None:
+        progress = None if step.done is None else Progress(step.done, step.total, step.unit)
+        if (step.phase, progress) == (self.phase, self.progress):
+            return
+        self.phase, self.progress = step.phase, progress
+        if self._start_timeout is not None and not self._start_timeout.expired():
+            self._start_timeout.reschedule(self._loop.time() + self.plan.start_deadline_s)
+        self._changed(self)
+
+    def _on_status_closed(self, error: Exception | None) -> None:
+        if error is not None and not self._broken:
+            self._broken = f"broke the status protocol: {error}"
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        """A child that can't be spoken to, or has failed, must exit by itself, and soon."""
+        life = self._life
+        if life is not None and self._linger is None and not self._stop_wanted.is_set():
+            self._linger = self._loop.call_later(LINGER_S, life.terminate, STOP_GRACE_S)
+
+    def _on_program_end(self) -> None:
+        self._gone()
+        self._forget_answers()
+        self._changed(self)
+
+    def _forget_answers(self) -> None:
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(NotRunning(f"{self.name} ended before it answered"))
+
+    def _to(self, state: State) -> None:
+        self.state = check(self.state, state)
+        if state is not State.READY:
+            self._ready.clear()
+        self._changed(self)
+
+
+async def _wait(awaited: asyncio.Future[Ending] | asyncio.Task[bool], timeout_s: float) -> bool:
+    """Wait for it without cancelling a future of somebody else; a task made for this is cancelled on time-out."""
+    done, _ = await asyncio.wait({awaited}, timeout=timeout_s)
+    if not done and isinstance(awaited, asyncio.Task):
+        awaited.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await awaited
+    return bool(done)

@@ -1,0 +1,223 @@
+"""The native engine's side of the event loop.
+
+Everything of torch, importing it included, belongs to one compute thread. Commands go to it through a queue
+that it empties between steps; each step comes back as one callback on the loop. What `cached_blocks` and
+`figures` answer is kept here, brought up to date by those callbacks, so that the two threads share nothing
+else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from dynamo_box.protocol.figures import WorkerFigures
+from dynamo_box.protocol.spec import WorkerSpec
+from engines.contract import (
+    BlockEvent,
+    ClearedBlocks,
+    EngineError,
+    EngineInfo,
+    RemovedBlocks,
+    ReportProgress,
+    RequestRejected,
+    SequenceRequest,
+    Sink,
+    StoredBlocks,
+)
+from engines.log import get_logger
+
+if TYPE_CHECKING:
+    from engines.native.runner import Runner, StepResult
+
+log = get_logger()
+
+_MAX_ISOLATION_BYTES = 64
+_RATE_SAMPLES = 8
+
+
+class _Cancel(msgspec.Struct, frozen=True):
+    key: int
+
+
+class _Stop(msgspec.Struct, frozen=True):
+    pass
+
+
+_Command = SequenceRequest | _Cancel | _Stop
+
+
+class NativeEngine:
+    """Implements `engines.contract.Engine`."""
+
+    def __init__(self) -> None:
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._info: EngineInfo | None = None
+        self._vocab_size = 0
+        self._cached: dict[bytes, None] = {}
+        self._figures = WorkerFigures()
+        self._requests = 0
+        self._rate = _Rate()
+
+    async def start(self, spec: WorkerSpec, sink: Sink, progress: ReportProgress) -> EngineInfo:
+        if spec.device != "cpu":
+            raise EngineError(
+                f"the native engine computes on the CPU, not on {spec.device}",
+                remedy="set the worker's device to cpu",
+                permanent=True,
+            )
+        loop = asyncio.get_running_loop()
+        self._sink = sink
+        self._loop = loop
+        started: asyncio.Future[Runner] = loop.create_future()
+        self._thread = threading.Thread(
+            target=self._compute, args=(spec, progress, started), name="compute", daemon=True
+        )
+        self._thread.start()
+        runner = await started
+        self._vocab_size = runner.vocab_size
+        self._figures = runner.figures
+        self._info = runner.info
+        return self._info
+
+    def submit(self, sequence: SequenceRequest) -> None:
+        if self._info is None:
+            raise RequestRejected("the engine has not started")
+        _check(sequence, self._info, self._vocab_size)
+        self._requests += 1
+        self._commands.put(sequence)
+
+    def cancel(self, key: int) -> None:
+        self._commands.put(_Cancel(key))
+
+    def cached_blocks(self) -> list[bytes]:
+        return list(self._cached)
+
+    def figures(self) -> WorkerFigures:
+        """`requests` counts what was submitted, `waiting` includes what the compute thread has not looked at
+        yet.
+        """
+        figures = self._figures
+        waiting = figures.waiting + self._requests - figures.requests
+        rate = self._rate.sample(figures.output_tokens)
+        return msgspec.structs.replace(figures, requests=self._requests, waiting=waiting, tokens_per_s=rate)
+
+    def set_option(self, key: str, value: str) -> str:
+        raise ValueError(f"the native engine has no option {key!r} that could be set while it runs")
+
+    async def close(self) -> None:
+        """End the compute thread after the step it is in."""
+        if self._thread is not None:
+            self._commands.put(_Stop())
+            await asyncio.to_thread(self._thread.join)
+
+    # On the compute thread
+
+    def _compute(self, spec: WorkerSpec, progress: ReportProgress, started: asyncio.Future[Runner]) -> None:
+        try:
+            progress("import torch", None, None, "")
+            from engines.native.runner import Runner
+
+            runner = Runner(spec, progress)
+        except Exception as error:  # noqa: BLE001  it is the starter's to handle
+            self._tell(_settle, started, error)
+            return
+        self._tell(_settle, started, runner)
+        try:
+            while self._obey(runner):
+                self._tell(self._deliver, runner.step())
+        except Exception as error:
+            log.exception("the compute thread failed")
+            self._tell(self._sink.fatal, f"{type(error).__name__}: {error}")
+
+    def _obey(self, runner: Runner) -> bool:
+        """Carry out the commands that wait; with nothing to compute wait for the next. False to stop."""
+        while runner.idle or not self._commands.empty():
+            match self._commands.get():
+                case SequenceRequest() as request:
+                    runner.add(request)
+                case _Cancel(key):
+                    runner.cancel(key)
+                case _Stop():
+                    return False
+        return True
+
+    # On the event loop
+
+    def _deliver(self, result: StepResult) -> None:
+        for event in result.events:
+            self._remember(event)
+        self._figures = result.figures
+        self._sink.step(result.outputs, result.events)
+
+    def _remember(self, event: BlockEvent) -> None:
+        match event:
+            case StoredBlocks(digests):
+                self._cached.update(dict.fromkeys(digests))
+            case RemovedBlocks(digests):
+                for digest in digests:
+                    del self._cached[digest]
+            case ClearedBlocks():
+                self._cached.clear()
+
+    def _tell(self, callback: Callable[..., None], *arguments: Any) -> None:
+        """From the compute thread to the loop; once that is closed nobody is left to tell."""
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, *arguments)
+
+
+class _Rate:
+    """Tokens a second over the last few samples of a counter."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)
+
+    def sample(self, count: int) -> float:
+        now = time.monotonic()
+        self._samples.append((now, count))
+        since, before = self._samples[0]
+        return (count - before) / (now - since) if now > since else 0.0
+
+
+def _settle(started: asyncio.Future[Runner], outcome: Runner | Exception) -> None:
+    if started.done():
+        return
+    if isinstance(outcome, Exception):
+        started.set_exception(outcome)
+    else:
+        started.set_result(outcome)
+
+
+def _check(sequence: SequenceRequest, info: EngineInfo, vocab_size: int) -> None:
+    """Refuse what could never be computed, or would harm others.
+
+    Raises:
+        RequestRejected: with what is wrong.
+    """
+    tokens, sampling = sequence.tokens, sequence.sampling
+    if not tokens:
+        raise RequestRejected("the prompt is empty")
+    if len(tokens) >= info.context_length:
+        raise RequestRejected(
+            f"the prompt has {len(tokens)} tokens; at most {info.context_length - 1} fit the context"
+        )
+    if not 0 <= min(tokens) <= max(tokens) < vocab_size:
+        raise RequestRejected(f"the prompt has token ids outside the vocabulary of {vocab_size}")
+    if sampling.max_tokens < 1:
+        raise RequestRejected(f"max_tokens is {sampling.max_tokens}; it must be at least 1")
+    if not 0.0 <= sampling.temperature < math.inf:
+        raise RequestRejected(f"temperature is {sampling.temperature}; it must be a number of at least 0")
+    if not 0.0 < sampling.top_p <= 1.0:
+        raise RequestRejected(f"top_p is {sampling.top_p}; it must be above 0 and at most 1")
+    if len(sequence.isolation) > _MAX_ISOLATION_BYTES:
+        raise RequestRejected(f"an isolation key of {len(sequence.isolation)} bytes is too long")

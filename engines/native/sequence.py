@@ -1,0 +1,74 @@
+"""One request while it lives in the engine."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+
+from dynamo_box.kv.hashing import chain_digests
+from dynamo_box.protocol.request import FinishReason, pack_tokens
+from engines.contract import SequenceRequest
+
+
+@dataclass(eq=False)
+class Sequence:
+    """`tokens` is the prompt and what was generated; the KV of the first `computed` of them lies in `blocks`.
+
+    `digests` are those of the full blocks of `tokens`, as far as they were needed. The first `published` of
+    `blocks` are known to the pool by theirs, or are copies of such. A preemption empties `blocks`, no more.
+    """
+
+    request: SequenceRequest
+    arrival: int
+    tokens: list[int]
+    stop_ids: frozenset[int]
+    seed: int
+    blocks: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    computed: int = 0
+    published: int = 0
+    cached_tokens: int = 0
+    cancelled: bool = False
+
+    @classmethod
+    def of(cls, request: SequenceRequest, arrival: int, eos_ids: frozenset[int]) -> Sequence:
+        sampling = request.sampling
+        stops = frozenset() if sampling.ignore_eos else eos_ids | frozenset(sampling.stop_token_ids)
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        return cls(request, arrival, list(request.tokens), stops, seed)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who goes first: higher priority, then first come."""
+        return (-self.request.priority, self.arrival)
+
+    @property
+    def remaining(self) -> int:
+        """Tokens whose KV is yet to be computed; 1 while it decodes."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.tokens)
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether the next token may be one that ends it."""
+        return self.generated >= self.request.sampling.min_tokens
+
+    def digest_blocks(self, block_size: int) -> list[bytes]:
+        """The digests of all full blocks of `tokens` so far."""
+        done = len(self.digests) * block_size
+        if len(self.tokens) - done >= block_size:
+            parent = self.digests[-1] if self.digests else b""
+            rest = pack_tokens(self.tokens[done:])
+            self.digests += chain_digests(rest, block_size, self.request.isolation, parent)
+        return self.digests
+
+    def finish_after(self, token: int, context_length: int) -> FinishReason | None:
+        """Whether `token`, just appended, was the last one."""
+        if token in self.stop_ids and self.generated > self.request.sampling.min_tokens:
+            return "stop"
+        if self.generated >= self.request.sampling.max_tokens or len(self.tokens) >= context_length:
+            return "length"
+        return None

@@ -1,0 +1,127 @@
+"""An engine in this process, with a sink that collects: the shell's part in tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dynamo_box.kv.hashing import isolation_key
+from dynamo_box.protocol.request import FinishReason, Sampling
+from dynamo_box.protocol.spec import ModelSpec, WorkerSpec
+from engines.contract import BlockEvent, EngineInfo, Output, RemovedBlocks, SequenceRequest, StoredBlocks
+from engines.native.engine import NativeEngine
+
+MIB = 1024 * 1024
+DEADLINE_S = 90.0
+ISOLATION = isolation_key("test", block_size=16, kv_dtype="any")
+
+
+def worker_spec(path: Path, **changes: Any) -> WorkerSpec:
+    """A worker for the model at `path`; `context_length` and `block_size` go to its model."""
+    model = ModelSpec(
+        name="model",
+        path=str(path),
+        fingerprint="test",
+        context_length=changes.pop("context_length", 2048),
+        block_size=changes.pop("block_size", 16),
+    )
+    fields: dict[str, Any] = {
+        "name": "worker",
+        "engine": "native",
+        "role": "aggregated",
+        "run_dir": "",
+        "threads": 2,
+        "device": "cpu",
+        "kv_bytes": 4 * MIB,
+        "max_batch": 32,
+    }
+    return WorkerSpec(model=model, **{**fields, **changes})
+
+
+class Answer:
+    """One sequence's outputs, as they came."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Output] = []
+        self.ended = asyncio.Event()
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for output in self.outputs for token in output.tokens]
+
+    @property
+    def finish(self) -> FinishReason | None:
+        return self.outputs[-1].finish
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.outputs[0].cached_tokens
+
+
+class RunningEngine:
+    """`async with RunningEngine(spec) as engine:`; every wait has a deadline."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.engine = NativeEngine()
+        self.progress: list[tuple[str, int | None, int | None, str]] = []
+        self.steps: list[list[Output]] = []
+        self.told: set[bytes] = set()
+        self.stored: list[StoredBlocks] = []
+        self.removed: list[RemovedBlocks] = []
+        self.fatal_cause: asyncio.Future[str]
+        self.info: EngineInfo
+        self._spec = spec
+        self._answers: dict[int, Answer] = {}
+        self._next_key = 0
+
+    async def __aenter__(self) -> RunningEngine:
+        self.fatal_cause = asyncio.get_running_loop().create_future()
+        start = self.engine.start(self._spec, self, lambda *report: self.progress.append(report))
+        self.info = await asyncio.wait_for(start, DEADLINE_S)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.wait_for(self.engine.close(), DEADLINE_S)
+
+    def step(self, outputs: Sequence[Output], events: Sequence[BlockEvent] = ()) -> None:
+        for event in events:
+            if isinstance(event, StoredBlocks):
+                assert not self.told.intersection(event.digests)
+                self.stored.append(event)
+                self.told.update(event.digests)
+            elif isinstance(event, RemovedBlocks):
+                assert self.told.issuperset(event.digests)
+                self.removed.append(event)
+                self.told.difference_update(event.digests)
+        assert set(self.engine.cached_blocks()) == self.told
+        self.steps.append(list(outputs))
+        for output in outputs:
+            answer = self._answers[output.key]
+            assert not answer.ended.is_set(), "an output after the end"
+            answer.outputs.append(output)
+            if output.finish is not None:
+                answer.ended.set()
+
+    def fatal(self, cause: str) -> None:
+        self.fatal_cause.set_result(cause)
+
+    def submit(
+        self, tokens: list[int], *, isolation: bytes = ISOLATION, priority: int = 0, **sampling: Any
+    ) -> tuple[int, Answer]:
+        settings = Sampling(**{"max_tokens": 16, "temperature": 0.0, **sampling})
+        key, self._next_key = self._next_key, self._next_key + 1
+        request = SequenceRequest(key, f"request-{key}", tokens, settings, isolation, priority)
+        answer = Answer()
+        self._answers[key] = answer
+        self.engine.submit(request)
+        return key, answer
+
+    async def generate(self, tokens: list[int], **settings: Any) -> Answer:
+        _, answer = self.submit(tokens, **settings)
+        await asyncio.wait_for(answer.ended.wait(), DEADLINE_S)
+        return answer
+
+    async def generate_all(self, prompts: Sequence[list[int]], **settings: Any) -> list[Answer]:
+        return list(await asyncio.gather(*(self.generate(prompt, **settings) for prompt in prompts)))

@@ -1,0 +1,293 @@
+"""Index, load, predictions and cost together, as the service uses them."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+
+from dynamo_box.discovery.instances import Instance
+from dynamo_box.protocol.figures import Candidate
+from dynamo_box.protocol.route import Adopt, Place, Placed, Unplaced
+from dynamo_box.protocol.spec import ModelSpec
+from dynamo_box.router.cost import Knobs, Mode
+from dynamo_box.router.decisions import KEPT, SHOWN
+from dynamo_box.router.placement import Placement
+from dynamo_box.router.predictions import PREDICTION_TTL_S
+
+BLOCK = 16
+SPEC = ModelSpec("smollm2", "/models/smollm2", "f00", context_length=8192, block_size=BLOCK)
+OTHER = ModelSpec("other", "/models/other", "0ff", context_length=1024, block_size=32)
+FRONTEND = 1
+
+
+def instance(number: int, model: ModelSpec = SPEC, role: str = "aggregated", pid: int = 1) -> Instance:
+    return Instance(
+        name=f"{model.name}.{role}.{number}",
+        model=model.name,
+        role=role,
+        engine="mock",
+        socket=f"/run/{number}.sock",
+        pid=pid,
+        start_time=1,
+        fingerprint=model.fingerprint,
+        block_size=model.block_size,
+        kv_blocks_total=1000,
+        kv_dtype="float32",
+        context_length=model.context_length,
+    )
+
+
+A, B = instance(0), instance(1)
+
+
+class Rig:
+    """A placement with a clock that the test moves."""
+
+    def __init__(self, *instances: Instance, mode: Mode = "kv", knobs: Knobs | None = None) -> None:
+        self.now = 0.0
+        self.placement = Placement(
+            (SPEC, OTHER),
+            mode=mode,
+            knobs=knobs or Knobs(),
+            lease_ttl_s=300.0,
+            rng=random.Random(0),
+            clock=lambda: self.now,
+        )
+        for each in instances or (A, B):
+            self.join(each)
+        self.next_id = 0
+
+    def join(self, each: Instance) -> None:
+        assert self.placement.join(each) == ""
+        self.placement.connect(each)
+
+    def place(self, hashes: tuple[int, ...] = (), **changes: object) -> Placed | Unplaced:
+        self.next_id += 1
+        fields = {
+            "id": self.next_id,
+            "request_id": f"req-{self.next_id}",
+            "model": "smollm2",
+            "hashes": hashes,
+            "prompt_tokens": max(len(hashes) * BLOCK, 1),
+        }
+        return self.placement.place(FRONTEND, Place(**{**fields, **changes}))  # type: ignore[arg-type]
+
+    def placed(self, hashes: tuple[int, ...] = (), **changes: object) -> Placed:
+        reply = self.place(hashes, **changes)
+        assert isinstance(reply, Placed), reply
+        return reply
+
+    def unplaced(self, hashes: tuple[int, ...] = (), **changes: object) -> Unplaced:
+        reply = self.place(hashes, **changes)
+        assert isinstance(reply, Unplaced), reply
+        return reply
+
+    def candidate(self, worker: Instance) -> Candidate:
+        """The worker as it was weighed in the last decision."""
+        decision = self.placement.figures().decisions[-1]
+        return next(candidate for candidate in decision.candidates if candidate.worker == worker.name)
+
+
+def prompt(seed: int, blocks: int) -> tuple[int, ...]:
+    rng = random.Random(seed)
+    return tuple(rng.getrandbits(64) for _ in range(blocks))
+
+
+def test_the_worker_that_has_the_prompt_gets_it() -> None:
+    rig = Rig()
+    hashes = prompt(1, 12)
+    rig.placement.pools["smollm2"].index.store(B.name, hashes)
+    reply = rig.placed(hashes, prompt_tokens=200)
+    assert (reply.worker, reply.overlap_blocks) == (B.name, 12)
+    assert reply.reason == "smollm2.aggregated.1: 12 of 13 blocks cached, cost 13.5 vs 25.5"
+    assert 0 < reply.match_us < reply.took_us
+    figures = rig.placement.figures()
+    assert figures.hit_rate == pytest.approx(12 / 13)
+    assert figures.decisions[0].reason == reply.reason
+    assert figures.workers == (A.name, B.name)
+
+
+def test_load_is_what_was_placed_less_what_ended() -> None:
+    rig = Rig(A)
+    hashes = prompt(1, 10)
+    first = rig.placed(hashes)
+    rig.placed(hashes)
+    second = rig.candidate(A)
+    assert second.overlap_blocks == 10, "the first one's blocks are predicted"
+    assert second.prefill_blocks == 10.0, "only the first computes them"
+    assert second.decode_blocks == 10, "shared blocks count once"
+    rig.placement.leases.prefill_done((FRONTEND, first.id))
+    rig.placed(prompt(2, 5))
+    assert (rig.candidate(A).prefill_blocks, rig.candidate(A).decode_blocks) == (5.0, 15)
+    for lease_id in range(1, 4):
+        rig.placement.leases.release((FRONTEND, lease_id))
+    rig.placed(prompt(3, 1))
+    assert (rig.candidate(A).prefill_blocks, rig.candidate(A).decode_blocks) == (1.0, 1)
+
+
+def test_unlike_requests_spread() -> None:
+    rig = Rig()
+    workers = [rig.placed(prompt(seed, 10)).worker for seed in range(4)]
+    assert sorted(workers) == [A.name, A.name, B.name, B.name]
+
+
+def test_a_burst_of_siblings_stays_together_while_it_pays() -> None:
+    rig = Rig()
+    trunk = prompt(0, 100)
+    workers = {rig.placed(trunk + prompt(seed, 2)).worker for seed in range(1, 8)}
+    assert len(workers) == 1
+    rig.now += PREDICTION_TTL_S
+    assert rig.placed(trunk + prompt(9, 2)).overlap_blocks == 0, "no event confirmed it"
+
+
+def test_models_and_roles_are_kept_apart() -> None:
+    prefill = instance(0, role="prefill")
+    other = instance(0, OTHER)
+    rig = Rig(A, prefill, other)
+    hashes = prompt(1, 4)
+    rig.placement.pools["other"].index.store(other.name, hashes)
+    assert rig.placed(hashes).worker == A.name
+    assert rig.placed(hashes, role="prefill").worker == prefill.name
+    reply = rig.placed(hashes, model="other", prompt_tokens=4 * 32)
+    assert (reply.worker, reply.overlap_blocks) == (other.name, 4)
+    assert rig.unplaced(hashes, role="decode").code == "no_workers"
+
+
+def test_pin_and_exclude() -> None:
+    rig = Rig()
+    hashes = prompt(1, 4)
+    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    assert rig.placed(hashes, pin=B.name).worker == B.name
+    assert rig.placed(hashes, exclude=(A.name,)).worker == B.name
+    nobody = rig.unplaced(hashes, exclude=(A.name, B.name))
+    assert nobody.code == "no_workers"
+    assert "all of them excluded" in nobody.reason
+    assert rig.unplaced(hashes, pin="smollm2.aggregated.9").code == "pinned_worker_gone"
+    assert rig.unplaced(hashes, pin=A.name, exclude=(A.name,)).code == "pinned_worker_gone"
+
+
+def test_refusals() -> None:
+    rig = Rig()
+    hashes = prompt(1, 4)
+    unknown = rig.unplaced(model="gpt")
+    assert unknown.code == "unknown_model"
+    assert unknown.reason == "no model 'gpt' in this box; there is other, smollm2"
+    bad = [
+        rig.unplaced(hashes, overlap_weight=-1.0),
+        rig.unplaced(hashes, overlap_weight=math.nan),
+        rig.unplaced(hashes, temperature=math.inf),
+        rig.unplaced(hashes, prompt_tokens=4 * BLOCK - 1),
+        rig.unplaced(prompt_tokens=0),
+        rig.unplaced(prompt_tokens=-5),
+        rig.unplaced(prompt_tokens=8193),
+        rig.unplaced(prompt(1, 600), prompt_tokens=9600),
+    ]
+    assert {reply.code for reply in bad} == {"bad_request"}
+    assert rig.placement.figures().active_requests == 0
+    assert rig.placement.figures().decisions == ()
+
+
+def test_an_id_in_use_is_refused_and_its_lease_kept() -> None:
+    rig = Rig(A)
+    rig.placed(prompt(1, 4), id=7)
+    again = rig.unplaced(prompt(1, 4), id=7)
+    assert (again.code, again.reason) == ("bad_request", "id 7 is in use on this connection")
+    rig.placement.leases.release((FRONTEND, 7))
+    assert rig.placement.figures().active_requests == 0
+    rig.placed(prompt(1, 4), id=7)
+
+
+def test_a_worker_that_lost_its_connection_keeps_its_load_but_no_cache() -> None:
+    rig = Rig(A)
+    hashes = prompt(1, 10)
+    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    rig.placed(hashes)
+    rig.placement.disconnect(A)
+    assert rig.unplaced(hashes).reason == "0 aggregated workers serve smollm2 now"
+    rig.placement.connect(A)
+    assert rig.placed(prompt(2, 1)).overlap_blocks == 0
+    assert rig.candidate(A).decode_blocks == 11
+
+
+def test_a_worker_that_left_leaves_nothing() -> None:
+    rig = Rig(A)
+    hashes = prompt(1, 10)
+    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    reply = rig.placed(hashes)
+    rig.placement.leave(A)
+    assert rig.placement.figures().indexed_blocks == 0
+    rig.join(instance(0, pid=2))
+    assert rig.placed(prompt(2, 1)).overlap_blocks == 0
+    assert rig.candidate(A).decode_blocks == 1
+    rig.placement.leases.release((FRONTEND, reply.id))
+    rig.placed(prompt(3, 1))
+    assert rig.candidate(A).decode_blocks == 2, "the old life's lease didn't touch the new one's load"
+
+
+def test_a_running_request_is_adopted() -> None:
+    rig = Rig(A)
+    hashes = prompt(1, 10)
+    done = Adopt(1, "r1", "smollm2", A.name, hashes, 160, prefill_done=True)
+    assert rig.placement.adopt(FRONTEND, done) == ""
+    assert rig.placement.adopt(FRONTEND, done) == "id 1 is in use on this connection"
+    running = Adopt(2, "r2", "smollm2", A.name, hashes, 160, prefill_done=False)
+    assert rig.placement.adopt(FRONTEND, running) == ""
+    assert "no worker" in rig.placement.adopt(FRONTEND, Adopt(3, "r3", "smollm2", "gone", (), 1, True))
+    assert "no worker" in rig.placement.adopt(FRONTEND, Adopt(4, "r4", "gpt", A.name, (), 1, True))
+    rig.next_id = 10
+    rig.placed(prompt(2, 1))
+    assert (rig.candidate(A).prefill_blocks, rig.candidate(A).decode_blocks) == (11.0, 11)
+
+
+def test_leases_expire_unless_renewed() -> None:
+    rig = Rig(A)
+    rig.placed(prompt(1, 4), id=1)
+    rig.placed(prompt(1, 4), id=2)
+    rig.now = 200.0
+    rig.placement.renew(FRONTEND, (2, 99))
+    rig.now = 300.0
+    assert rig.placement.expire() == 1
+    assert rig.placement.figures().expired_leases == 1
+    assert (FRONTEND, 2) in rig.placement.leases
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"model": "gpt"}, "no model of this box"),
+        ({"block_size": 32}, "blocks of 32 tokens"),
+        ({"fingerprint": "bad"}, "other weights"),
+    ],
+)
+def test_a_worker_that_doesnt_fit_its_model_is_kept_out(changed: dict[str, object], problem: str) -> None:
+    from msgspec.structs import replace
+
+    rig = Rig(A)
+    assert problem in rig.placement.join(replace(B, **changed))
+    assert rig.placement.figures().workers == (A.name,)
+
+
+def test_round_robin_takes_turns_and_mode_can_change() -> None:
+    rig = Rig(mode="round-robin")
+    hashes = prompt(1, 10)
+    assert [rig.placed(hashes).worker for _ in range(4)] == [A.name, B.name] * 2
+    rig.placement.mode = "random"
+    assert "drawn at random" in rig.placed(hashes).reason
+
+
+def test_only_the_recent_decisions_are_kept() -> None:
+    rig = Rig(A)
+    hashes = prompt(1, 4)
+    for _ in range(KEPT):
+        rig.placement.leases.release((FRONTEND, rig.placed(prompt(2, 4), prompt_tokens=64).id))
+        rig.now += 10.0
+    assert rig.placement.figures().hit_rate == 0.0
+    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    for _ in range(KEPT):
+        rig.placed(hashes)
+    figures = rig.placement.figures()
+    assert figures.hit_rate == 1.0
+    assert (figures.routed, len(figures.decisions)) == (2 * KEPT, SHOWN)
+    assert figures.decisions[-1].request_id == f"req-{2 * KEPT}"
