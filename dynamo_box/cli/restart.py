@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from dynamo_box.cli import complete, output
@@ -18,13 +20,19 @@ START_TIMEOUT_S = 600.0
 
 @app.command()
 def restart(
-    name: str = typer.Argument(
-        ..., help="A process, as `dynbox ps` names it.", autocompletion=complete.live_processes
-    ),
-    drain: float = typer.Option(
-        30.0, "--drain", min=0.0, metavar="SECONDS", help="How long its running requests may take to finish."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print the process as it is afterwards, as JSON."),
+    name: Annotated[
+        str,
+        typer.Argument(help="A process, as `dynbox ps` names it.", autocompletion=complete.live_processes),
+    ],
+    drain: Annotated[
+        float,
+        typer.Option(
+            "--drain", min=0.0, metavar="SECONDS", help="How long its running requests may take to finish."
+        ),
+    ] = 30.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the process as it is afterwards, as JSON.")
+    ] = False,
 ) -> ExitCode:
     """Drain and restart one process; returns when it is ready again."""
     with ControlClient.connect(run_dir()) as client:

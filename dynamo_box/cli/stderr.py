@@ -25,7 +25,7 @@ def report(error: BoxError) -> None:
     for line in error.details:
         say(f"  {printable(line)}")
     if error.remedy:
-        say(f"{style('try:', 'bold', sys.stderr)} {printable(error.remedy)}")
+        say(f"{style('hint:', 'bold', sys.stderr)} {printable(error.remedy)}")
 
 
 def report_usage(error: Exception) -> ExitCode:
@@ -37,7 +37,7 @@ def report_usage(error: Exception) -> ExitCode:
         return ExitCode.USAGE
     say(f"{style('error:', 'red', sys.stderr)} {printable(message)}")
     if context is not None:
-        say(f"{style('try:', 'bold', sys.stderr)} {context.command_path} --help")
+        say(f"{style('hint:', 'bold', sys.stderr)} {context.command_path} --help")
     return ExitCode.USAGE
 
 

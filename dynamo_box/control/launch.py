@@ -9,6 +9,7 @@ the command.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
@@ -20,6 +21,7 @@ import msgspec
 
 from dynamo_box.control.client import box_error, decode_snapshot
 from dynamo_box.errors import BoxError, TimedOut
+from dynamo_box.paths import RunDir
 from dynamo_box.protocol import control
 from dynamo_box.protocol.framing import BlockingChannel, FrameError
 from dynamo_box.snapshot import BoxSnapshot
@@ -115,7 +117,7 @@ def launch(plan: bytes) -> Launching:
     """Start a detached supervisor that carries out `plan` (msgpack of `dynamo_box.plan.types.Plan`)."""
     ours, theirs = socket.socketpair()
     # Unlinked: it holds what Python itself says of a supervisor that can't even be imported.
-    stderr = tempfile.TemporaryFile()
+    stderr = tempfile.TemporaryFile()  # noqa: SIM115 - `Launching` closes it
     with theirs:
         process = subprocess.Popen(
             [*SUPERVISOR, "--launch-fd", str(theirs.fileno())],
@@ -129,7 +131,7 @@ def launch(plan: bytes) -> Launching:
     launching = Launching(process, channel, stderr)
     # If the supervisor is gone already, the first `next` says why.
     with contextlib.suppress(ConnectionError):
-        channel.send(control.Launch(1, msgspec.Raw(plan)))
+        channel.send(_request(plan))
     return launching
 
 
@@ -137,9 +139,28 @@ def run_in_foreground(plan: bytes) -> NoReturn:
     """Become the supervisor, for systemd and containers; the plan travels in an anonymous file."""
     descriptor = os.memfd_create("dynbox-plan", 0)
     with os.fdopen(os.dup(descriptor), "wb") as file:
-        file.write(plan)
+        file.write(msgspec.msgpack.encode(_request(plan)))
     os.lseek(descriptor, 0, os.SEEK_SET)
     os.execv(sys.executable, [*SUPERVISOR, "--plan-fd", str(descriptor)])  # noqa: S606 - no shell is wanted
+
+
+def is_held(run_dir: RunDir) -> bool:
+    """Whether a supervisor holds the run dir, even one so young that its control socket isn't there yet."""
+    try:
+        descriptor = os.open(run_dir.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _request(plan: bytes) -> control.Launch:
+    return control.Launch(1, msgspec.Raw(plan))
 
 
 def sweep() -> Swept:

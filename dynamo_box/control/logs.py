@@ -12,7 +12,7 @@ import heapq
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,7 +64,7 @@ def tail(
     """The last `count` wanted lines of all these processes together, oldest first, none older than `since`."""
     found: list[Entry] = []
     for process in processes:
-        found.extend(_last_of_process(directory, process, count, wanted, since))
+        found.extend(reversed(_last_of_process(directory, process, count, wanted, since)))
     found.sort(key=_time)
     return found[-count:] if count else []
 
@@ -149,7 +149,7 @@ class _ProcessTail:
                 file.seek(self._offset)
                 while (line := file.readline(MAX_LINE)).endswith(b"\n") or len(line) == MAX_LINE:
                     self._offset += len(line)
-                    entry = parse(line, self._process, self._last_at)
+                    entry = parse(line, self._process) or bare(line, self._process, self._last_at)
                     self._last_at = entry.at
                     yield entry
 
@@ -163,18 +163,21 @@ class _ProcessTail:
         return files[first:]
 
 
-def parse(line: bytes, process: str, fallback_at: float) -> Entry:
-    """A line of `process`'s file; one that is no log object becomes the event of one."""
+def parse(line: bytes, process: str) -> Entry | None:
+    """A line of `process`'s file; None if it is no log object."""
     try:
         head = _head.decode(line)
         fields: dict[str, object] = msgspec.json.decode(line)
-        return Entry(head.ts.timestamp(), head.process or process, head.level.lower(), fields)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        text = line.decode("utf-8", "replace").rstrip("\r\n")
-        stamp = msgspec.json.decode(msgspec.json.encode(datetime.fromtimestamp(fallback_at).astimezone()))
-        return Entry(
-            fallback_at, process, "info", {"ts": stamp, "level": "info", "process": process, "event": text}
-        )
+        return None
+    return Entry(head.ts.timestamp(), head.process or process, head.level.lower(), fields)
+
+
+def bare(line: bytes, process: str, at: float) -> Entry:
+    """A line of text, as the event of a log object with the time of its neighbour."""
+    event = line.decode("utf-8", "replace").rstrip("\r\n")
+    stamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return Entry(at, process, "info", {"ts": stamp, "level": "info", "process": process, "event": event})
 
 
 def _time(entry: Entry) -> float:
@@ -207,7 +210,7 @@ def _from_oldest(directory: Path, process: str) -> Iterator[Entry]:
     for file in _open_all(directory, process):
         with file:
             while line := file.readline(MAX_LINE):
-                entry = parse(line, process, at)
+                entry = parse(line, process) or bare(line, process, at)
                 at = entry.at
                 yield entry
 
@@ -223,16 +226,16 @@ def _last_of_process(
             for line in _lines_backwards(file):
                 if len(found) >= count:
                     break
-                if not line.startswith(b"{"):
+                entry = parse(line, process)
+                if entry is None:
                     undated.append(line)
                     continue
-                entry = parse(line, process, 0.0)
                 if entry.at < start:
                     return found
-                bare = (parse(each, process, entry.at) for each in undated)
-                found.extend(each for each in (*bare, entry) if wanted(each))
+                dated = (*(bare(each, process, entry.at) for each in undated), entry)
+                found.extend(each for each in dated if wanted(each))
                 undated.clear()
-    found.extend(each for line in undated if wanted(each := parse(line, process, start)))
+    found.extend(each for line in undated if wanted(each := bare(line, process, start)))
     return found[:count]
 
 

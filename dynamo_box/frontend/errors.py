@@ -1,16 +1,16 @@
 """What a client is told when a request fails, in OpenAI's shape: {"error": {message, type, param, code}}.
 
-    ApiError
-    ├── invalid_request / unsupported / context_too_long     400
-    ├── forbidden                                            403
-    ├── unknown_model / unknown_path                         404
-    ├── wrong_method                                         405
-    ├── body_too_large                                       413
-    ├── client_gone                                          499, in logs and metrics only
-    ├── internal                                             500
-    ├── worker_lost / worker_failed                          502
-    ├── overloaded / unavailable / draining                  503 with Retry-After
-    └── stalled                                              504
+ApiError
+├── invalid_request / unsupported / context_too_long     400
+├── forbidden                                            403
+├── unknown_model / unknown_path                         404
+├── wrong_method                                         405
+├── body_too_large                                       413
+├── client_gone                                          499, in logs and metrics only
+├── internal                                             500
+├── worker_lost / worker_failed                          502
+├── overloaded / unavailable / draining                  503 with Retry-After
+└── stalled                                              504
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ def internal(request_id: str) -> ApiError:
 
 def worker_lost(worker: str, reason: str) -> ApiError:
     return ApiError(
-        502, f"worker {worker} was lost before the answer was complete: {reason}", kind="server_error", code="worker_lost"
+        502,
+        f"worker {worker} was lost before the answer was complete: {reason}",
+        kind="server_error",
+        code="worker_lost",
     )
 
 
@@ -132,7 +135,10 @@ def draining() -> ApiError:
 def stalled(worker: str | None, seconds: float) -> ApiError:
     who = f"worker {worker}" if worker else "the server"
     return ApiError(
-        504, f"{who} produced nothing for {seconds:g} s; the request was cancelled", kind="server_error", code="stalled"
+        504,
+        f"{who} produced nothing for {seconds:g} s; the request was cancelled",
+        kind="server_error",
+        code="stalled",
     )
 
 

@@ -1,6 +1,7 @@
 """A profile written for this machine: `dynbox profile new MODEL`, and `dynbox up --model MODEL`.
 
-The longest context that fits is taken, by trying: what is written has been planned, so it is never refused here.
+The longest context that fits is taken, by trying: what is written has been planned, so it is never refused
+here.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dynamo_box.errors import PlanRefused, UsageError
 from dynamo_box.hardware import Hardware
 from dynamo_box.plan.make import make_plan
 from dynamo_box.profile.catalogue import CATALOGUE, facts_for
+from dynamo_box.profile.directories import shipped_directory
 from dynamo_box.profile.facts import ModelFacts
-from dynamo_box.profile.load import load_text, shipped_directory
+from dynamo_box.profile.load import load_text
 from dynamo_box.profile.problems import nearest
 from dynamo_box.profile.schema import Profile
 
@@ -30,7 +32,8 @@ def write_profile(
     name: str | None = None,
     port: int = DEFAULT_PORT,
 ) -> str:
-    """The text of a profile that serves `model` (a name of the catalogue or the store, or a source) on this machine.
+    """The text of a profile that serves `model` (a name of the catalogue or the store, or a source) on this
+    machine.
 
     `name` is what clients ask for; by default the model's own.
 
@@ -112,4 +115,4 @@ frontend:
 def _quoted(text: str) -> str:
     """As YAML text that is taken as it stands; `$` is the profile's own sign."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
-    return f'"{escaped}"'
+    return '"' + "".join(one if one.isprintable() else f"\\U{ord(one):08x}" for one in escaped) + '"'

@@ -30,7 +30,8 @@ class Allotment:
 def capacities(
     memory: Memory, hardware: Hardware, devices: Sequence[str], host_need: int
 ) -> tuple[dict[str, int], list[str]]:
-    """Bytes by device, and what stands against it. The cpu device gets its part of the host's budget, "host" the rest.
+    """Bytes by device, and what stands against it. The cpu device gets its part of the host's budget, "host"
+    the rest.
 
     Where the profile doesn't say, that part leaves a fifth to the host, or `host_need` if that is more.
     """
@@ -92,7 +93,8 @@ def allot(
 ) -> Allotment:
     """KV for every worker: what it asks for, else its usual amount, else an even part of what is left.
 
-    A worker never gets less than one sequence of full length needs; if a device can't give that, it is a reason.
+    A worker never gets less than one sequence of full length needs; if a device can't give that, it is a
+    reason.
     """
     reasons = [text for worker in workers if (text := _too_little_asked(worker))]
     room = {device: _room(device, workers, capacity) for device in capacity if device != HOST}

@@ -1,7 +1,8 @@
 """How the cores are shared out.
 
-Only workers that compute on the cpu get a share. Two workers whose threads outnumber the cores run at a fraction of
-their speed, so shares never overlap while there is a core for each; router and frontend run wherever there is room.
+Only workers that compute on the cpu get a share. Two workers whose threads outnumber the cores run at a
+fraction of their speed, so shares never overlap while there is a core for each; router and frontend run
+wherever there is room.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class CoreShare(NamedTuple):
 def share_cores(cpu: CpuDevice, workers: int) -> list[CoreShare]:
     """One share for each of `workers`; the first ones get what doesn't divide.
 
-    A lone worker is not pinned, and neither is anyone under a cgroup's quota, which counts time and not cores.
+    A lone worker is not pinned, and neither is anyone under a cgroup's quota, which counts time and not
+    cores.
     """
     if workers == 0:
         return []

@@ -20,7 +20,7 @@ from dynamo_box.plan.memory import (
     gpu_least_bytes,
     worker_memory,
 )
-from dynamo_box.plan.placement import Demand, Placed, demands, place
+from dynamo_box.plan.placement import Demand, Placed, demands, gpus_needed, place
 from dynamo_box.plan.processes import (
     computes_on_cpu,
     frontend_process,
@@ -48,10 +48,11 @@ def make_plan(
     port: int | None = None,
     shipped: Callable[[], Mapping[str, Profile]] | None = None,
 ) -> Plan:
-    """The plan. `facts` are the store's models by name; the catalogue fills in for those not pulled yet, whose
-    `ModelSpec.path` is then empty: plan again after the pull.
+    """The plan. `facts` are the store's models by name; the catalogue fills in for those not pulled yet,
+    whose `ModelSpec.path` is then empty: plan again after the pull.
 
-    `port` overrides the profile's. `shipped` is called on refusal only, for what else this machine could carry.
+    `port` overrides the profile's. `shipped` is called on refusal only, for what else this machine could
+    carry.
 
     Raises:
         PlanRefused: with all reasons as details.
@@ -69,7 +70,8 @@ def make_plan(
             reasons += _context_reasons(model, found)
     wanted = demands(profile, hardware)
     placed, missing = place(wanted, known, hardware)
-    reasons += [text + _least_gpu(profile, wanted, known) for text in missing]
+    too_few = gpus_needed(wanted) > len(hardware.gpus)
+    reasons += [text + _least_gpu(profile, wanted, known) for text in missing] if too_few else missing
 
     memories = [worker_memory(worker, profile.memory.kv_per_worker) for worker in placed]
     used = tuple(dict.fromkeys(device for worker in placed for device in worker.devices))

@@ -1,7 +1,7 @@
 """Bytes, with the arithmetic that a person can check.
 
-What one process takes beside weights and KV was measured as resident bytes on x86_64 and rounded up; for engines that
-run on GPUs it is an estimate until they report their own.
+What one process takes beside weights and KV was measured as resident bytes on x86_64 and rounded up; for
+engines that run on GPUs it is an estimate until they report their own.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def _mock(worker: Placed) -> WorkerMemory:
         overhead_arithmetic="",
         host=MOCK_BYTES,
         host_arithmetic="Python, no weights: the mock engine computes nothing",
-        block=worker.model.block_size * token,
-        block_arithmetic=f"{worker.model.block_size} tokens × {token} B, modelled",
+        block=-(-worker.model.block_size * token // len(worker.devices)),
+        block_arithmetic=f"{worker.model.block_size} tokens × {token} B{_each(worker)}, modelled",
         kv=None,
         kv_least=0,
         kv_counts=worker.simulated,
@@ -188,7 +188,7 @@ def _mock(worker: Placed) -> WorkerMemory:
 def _gpu_engine(worker: Placed) -> WorkerMemory:
     facts, span = worker.facts, max(1, len(worker.gpus))
     per_device = -(-facts.weights_bytes // span)
-    each = f" / {span} GPUs" if span > 1 else ""
+    each = _each(worker)
     block, arithmetic = _block(facts, worker.model.block_size, DTYPE_BYTES.get(facts.dtype, 2))
     return WorkerMemory(
         worker=worker,
@@ -202,6 +202,10 @@ def _gpu_engine(worker: Placed) -> WorkerMemory:
         kv=None,
         kv_least=block,
     )
+
+
+def _each(worker: Placed) -> str:
+    return f" / {len(worker.gpus)} GPUs" if len(worker.gpus) > 1 else ""
 
 
 def _block(facts: ModelFacts, block_size: int, item: int) -> tuple[int, str]:

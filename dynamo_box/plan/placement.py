@@ -1,8 +1,8 @@
 """Which worker runs on which device.
 
-Workers of one role share out its devices, `tensor_parallel` to a replica, so that fewer devices than replicas mean that
-replicas share. Devices asked for by number are nobody else's; those named by index may be named again elsewhere, by a
-person who knows why.
+Workers of one role share out its devices, `tensor_parallel` to a replica, so that fewer devices than replicas
+mean that replicas share. Devices asked for by number are nobody else's; those named by index may be named
+again elsewhere, by a person who knows why.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def demands(profile: Profile, hardware: Hardware) -> list[Demand]:
 def place(
     wanted: list[Demand], facts: Mapping[str, ModelFacts], hardware: Hardware
 ) -> tuple[list[Placed], list[str]]:
-    """Workers in the order of the profile, and what is missing. `facts` are by the name a model is served under."""
+    """Workers in the order of the profile, and what is missing. `facts` are by the name a model is served
+    under.
+    """
     missing = _missing_gpus(wanted, hardware)
     if missing:
         return [], missing

@@ -135,7 +135,9 @@ def _worker(
 
 
 def _environment(worker: Placed, threads: int) -> dict[str, str]:
-    """A worker sees its own GPUs only, a cpu worker none; idle threads sleep, so that they don't slow the others."""
+    """A worker sees its own GPUs only, a cpu worker none; idle threads sleep, so that they don't slow the
+    others.
+    """
     visible = ",".join(gpu.uuid for gpu in worker.gpus if not gpu.simulated)
     return {
         "OMP_NUM_THREADS": str(threads),

@@ -15,7 +15,9 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "int8": 
 def llama_parameters(
     *, layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, head_dim: int, vocab: int, tied: bool
 ) -> int:
-    """Weights of a Llama without biases: embeddings, attention and gated MLP with their norms, final norm, head."""
+    """Weights of a Llama without biases: embeddings, attention and gated MLP with their norms, final norm,
+    head.
+    """
     attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
     layer = attention + 3 * hidden * ffn + 2 * hidden
     return layers * layer + hidden + vocab * hidden * (1 if tied else 2)
@@ -86,9 +88,11 @@ CATALOGUE: Mapping[str, ModelFacts] = {facts.name: facts for facts in _MODELS}
 
 
 def facts_for(origin: str, stored: Mapping[str, ModelFacts]) -> ModelFacts | None:
-    """What is known of the model that a profile calls `origin` (a name or a source); None before its first pull.
+    """What is known of the model that a profile calls `origin` (a name or a source); None before its first
+    pull.
 
-    `stored` are the store's models by name; they count before the catalogue, since they are what will be loaded.
+    `stored` are the store's models by name; they count before the catalogue, since they are what will be
+    loaded.
     """
     known = CATALOGUE.get(origin)
     sources = {origin} | ({known.source} if known else set())

@@ -1,7 +1,7 @@
-"""What a Hugging Face directory says of itself: config.json and the headers of its safetensors files, checked.
+"""What a Hugging Face directory says of itself: config.json and the headers of its safetensors, checked.
 
-Only headers are read, never weights, so it takes milliseconds for any size of model. Anything that could make a loader
-read past the end of a file, or fail minutes later, is found here.
+Only headers are read, never weights, so it takes milliseconds for any size of model. Anything that could make
+a loader read past the end of a file, or fail minutes later, is found here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`${NAME}` and `${NAME:-default}` in the values of a profile; `$$` is a dollar sign.
 
-The default also stands in for an empty variable, as in a shell. A value without quotes is typed after it is filled in:
-`port: ${PORT:-8000}` is a number. What a variable holds is never read as YAML structure or interpolated again.
+The default also stands in for an empty variable, as in a shell. A value without quotes is typed after it is
+filled in: `port: ${PORT:-8000}` is a number. What a variable holds is never read as YAML structure or
+interpolated again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The JSON Schema of a profile file, for editors: `python -m dynamo_box.profile.json_schema > profiles/schema.json`.
+"""The JSON Schema of a profile file, for editors: `python -m dynamo_box.profile.json_schema >
+profiles/schema.json`.
 
-A file may say less and more than a loaded profile: shorthands, `extends`, empty keys that take a base's value away,
-and `${…}` where a number will be.
+A file may say less and more than a loaded profile: shorthands, `extends`, empty keys that take a base's value
+away, and `${…}` where a number will be.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """From a profile's name or path to a `Profile`, or to every problem at once as `file:line:column: problem`.
 
-A name is looked for among the user's own profiles (`$XDG_CONFIG_HOME/dynbox/profiles`), then among the shipped ones.
-`extends:` names another profile the same way, or a file relative to this one. Mappings are merged key by key, anything
-else replaces what the base says, and a key without a value (or `null`) takes the base's away. Environment variables are
-filled in after merging, so one that has been replaced need not be set.
+A name is looked for among the user's own profiles (`$XDG_CONFIG_HOME/dynbox/profiles`), then among the
+shipped ones. `extends:` names another profile the same way, or a file relative to this one. Mappings are
+merged key by key, anything else replaces what the base says, and a key without a value (or `null`) takes the
+base's away. Environment variables are filled in after merging, so one that has been replaced need not be set.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping as Environ
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from dynamo_box.errors import ProfileError
+from dynamo_box.profile.directories import (
+    SUFFIXES,
+    name_of,
+    profile_files,
+    profile_names,
+    shipped_directory,
+    user_directory,
+)
 from dynamo_box.profile.interpolate import interpolate
 from dynamo_box.profile.problems import nearest, validate
-from dynamo_box.profile.schema import Profile, name_of
+from dynamo_box.profile.schema import Profile
 from dynamo_box.profile.yaml_tree import (
     MAX_BYTES,
     Leaf,
@@ -32,7 +39,6 @@ from dynamo_box.profile.yaml_tree import (
 )
 
 MAX_EXTENDS = 8
-_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -72,19 +78,9 @@ def list_profiles(environ: Environ[str, str] = os.environ) -> list[ListedProfile
     """By name; a profile of the user's hides a shipped one of the same name. One that can't be used says why."""
     found: dict[str, ListedProfile] = {}
     for directory, shipped in ((shipped_directory(), True), (user_directory(environ), False)):
-        for path in sorted(directory.glob("*.y*ml")) if directory.is_dir() else ():
-            if path.suffix in _SUFFIXES:
-                found[name_of(path)] = _listed(path, shipped, environ)
+        for path in profile_files(directory):
+            found[name_of(path)] = _listed(path, shipped, environ)
     return [found[name] for name in sorted(found)]
-
-
-def profile_names(environ: Environ[str, str] = os.environ) -> list[str]:
-    """Names only, without reading a file: for completion."""
-    names: set[str] = set()
-    for directory in (shipped_directory(), user_directory(environ)):
-        if directory.is_dir():
-            names.update(name_of(path) for path in directory.iterdir() if path.suffix in _SUFFIXES)
-    return sorted(names)
 
 
 def profile_path(reference: str, environ: Environ[str, str] = os.environ) -> Path:
@@ -111,25 +107,11 @@ def profile_text(reference: str, environ: Environ[str, str] = os.environ) -> str
 
 def shipped_profiles(environ: Environ[str, str] = os.environ) -> dict[str, Profile]:
     """The project's own profiles by name."""
-    names = sorted(name_of(path) for path in shipped_directory().glob("*.yaml"))
-    return {name: load_profile(str(shipped_directory() / f"{name}.yaml"), environ) for name in names}
-
-
-@cache
-def shipped_directory() -> Path:
-    """`dynamo_box/_profiles` in an installation, `profiles/` beside the package in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    installed = package / "_profiles"
-    return installed if installed.is_dir() else package.parent / "profiles"
-
-
-def user_directory(environ: Environ[str, str] = os.environ) -> Path:
-    config = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME") or Path.home()) / ".config")
-    return Path(config) / "dynbox" / "profiles"
+    return {name_of(path): load_profile(str(path), environ) for path in profile_files(shipped_directory())}
 
 
 def _find(reference: str, environ: Environ[str, str], beside: Path | None = None) -> Path:
-    if "/" in reference or reference.endswith(_SUFFIXES):
+    if "/" in reference or reference.endswith(SUFFIXES):
         path = (beside or Path.cwd()) / Path(reference).expanduser()
         if path.is_dir():
             raise ProfileError(f"{reference} is a directory, not a profile")
@@ -139,7 +121,7 @@ def _find(reference: str, environ: Environ[str, str], beside: Path | None = None
             )
         return path
     for directory in (user_directory(environ), shipped_directory()):
-        for suffix in _SUFFIXES:
+        for suffix in SUFFIXES:
             path = directory / f"{reference}{suffix}"
             if path.is_file():
                 return path
@@ -245,12 +227,12 @@ def _without_empty(tree: Tree) -> Tree:
         return Sequence(tree.place, tuple(_without_empty(item) for item in tree.items))
     if isinstance(tree, Leaf):
         return tree
-    kept = {
-        k: _without_empty(v)
-        for k, v in tree.entries.items()
-        if not (isinstance(v, Leaf) and typed(v) is None)
-    }
+    kept = {key: _without_empty(value) for key, value in tree.entries.items() if not _is_empty(value)}
     return Mapping(tree.place, kept, tree.keys)
+
+
+def _is_empty(tree: Tree) -> bool:
+    return isinstance(tree, Leaf) and typed(tree) is None
 
 
 def _finish(tree: Mapping, reference: str, environ: Environ[str, str]) -> Profile:

@@ -16,7 +16,8 @@ from dynamo_box.profile.yaml_tree import Mapping, Place, Problem, Sequence, Tree
 def validate(tree: Mapping) -> tuple[Profile | None, list[Problem]]:
     """The profile, or everything that is wrong with it in the order of the file.
 
-    Unknown keys are taken out before a second look, since they keep pydantic from checking what they stand beside.
+    Unknown keys are taken out before a second look, since they keep pydantic from checking what they stand
+    beside.
     """
     try:
         return Profile.model_validate(plain_data(tree)), []
@@ -27,8 +28,10 @@ def validate(tree: Mapping) -> tuple[Profile | None, list[Problem]]:
     try:
         Profile.model_validate(plain_data(_without(tree, unknown)))
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
-            problems += _problems(tree, detail)
+        errors = error.errors(include_url=False)
+        for detail in errors:
+            if not _follows(detail, errors, unknown):
+                problems += _problems(tree, detail)
     return None, sorted(set(problems))
 
 
@@ -60,6 +63,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else f"known are {', '.join(known)}"
+
+
+def _follows(detail: ErrorDetails, errors: list[ErrorDetails], unknown: list[Location]) -> bool:
+    """Whether it only says again what something more precise says: a list short of the items that are wrong,
+    or a profile that lacks what a misspelt key would have brought.
+    """
+    location = detail["loc"]
+    if detail["type"] == "too_short":
+        return any(
+            len(one["loc"]) > len(location) and one["loc"][: len(location)] == location for one in errors
+        )
+    return not location and any(len(one) == 1 for one in unknown)
 
 
 def _child(tree: Tree, step: str | int) -> Tree | None:

@@ -1,12 +1,11 @@
 """What a profile may say. Frozen; unknown keys are errors; sizes are bytes and durations seconds once loaded.
 
-A mapping that is right by itself but asks for an impossible combination raises `Impossible` with all that is wrong, so
-that loading can put each problem at its own line.
+A mapping that is right by itself but asks for an impossible combination raises `Impossible` with all that is
+wrong, so that loading can put each problem at its own line.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -323,8 +322,3 @@ class Profile(Section):
         if problems:
             raise Impossible(*problems)
         return self
-
-
-def name_of(path: PurePath) -> str:
-    """What a profile file's profile is called."""
-    return path.name.removesuffix(".yaml").removesuffix(".yml")

@@ -1,8 +1,9 @@
 """The model store: one directory a model, each an ordinary Hugging Face directory plus `dynbox.json`.
 
-The manifest is the mark of a whole model: it is written last, inside a `.partial-…` directory that is then renamed into
-place (`dynamo_box.profile.pull.staging`). So a directory without a readable manifest, or whose files differ from it in
-size, is broken: it is listed with the reason and never served. Names that begin with a dot are the store's own.
+The manifest is the mark of a whole model: it is written last, inside a `.partial-…` directory that is then renamed
+into place (`dynamo_box.profile.pull.staging`). So a directory without a readable manifest, or whose files differ
+from it in size, is broken: it is listed with the reason and never served. Names that begin with a dot are the
+store's own.
 
 Reading the store needs only msgspec and the standard library: every start does it.
 """
@@ -50,7 +51,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredModel(msgspec.Struct, frozen=True):
-    """A whole model. `fingerprint` changes whenever a byte of any of its files does; `source` says where it came from."""
+    """A whole model. `fingerprint` (32 hex digits) is that of all its files; `source` says where they came from."""
 
     name: str
     path: Path
@@ -145,7 +146,7 @@ class ModelStore:
 
     @contextmanager
     def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
-        """Be the only one who writes that model, across processes; the kernel releases it however the holder ends.
+        """Be the only one who writes that model, across processes; the kernel releases it when the holder dies.
 
         Yields whether it was got: with `wait=False`, False at once if somebody else has it.
         """
@@ -170,11 +171,15 @@ class ModelStore:
 
 
 def checked_name(name: str) -> str:
-    """`name`, if a model may have it: letters, digits, dot, dash and underscore, no leading dot, at most 96."""
+    """`name`, if a model may have it.
+
+    Raises:
+        UsageError: it may not.
+    """
     if not NAME.fullmatch(name):
         raise UsageError(
             f"{name!r} can't be a model's name",
-            remedy="use letters, digits, '.', '-' and '_', beginning with a letter or digit, at most 96 of them",
+            remedy="use at most 96 letters, digits, '.', '-' and '_', beginning with a letter or digit",
         )
     return name
 

@@ -22,7 +22,7 @@ def parse_size(value: object) -> int:
     """
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
-    elif isinstance(value, str) and re.match(SIZE_PATTERN, value):
+    elif isinstance(value, str) and re.fullmatch(SIZE_PATTERN, value):
         number, unit = _split(value)
         size = round(float(number) * _SIZES[unit]) if "." in number else int(number) * _SIZES[unit]
     else:
@@ -40,7 +40,7 @@ def parse_duration(value: object) -> float:
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         seconds = float(value)
-    elif isinstance(value, str) and re.match(DURATION_PATTERN, value):
+    elif isinstance(value, str) and re.fullmatch(DURATION_PATTERN, value):
         number, unit = _split(value)
         seconds = float(number) * _SECONDS[unit]
     else:

@@ -1,7 +1,7 @@
 """YAML text as a tree of plain values that remember where they stand.
 
-Scalars stay text until `typed`, so that `${…}` can be filled in first. The file may come from anyone: its size, its
-depth and what its aliases unfold to are bounded, tags are refused, and a key may appear once.
+Scalars stay text until `typed`, so that `${…}` can be filled in first. The file may come from anyone: its
+size, its depth and what its aliases unfold to are bounded, tags are refused, and a key may appear once.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def typed(leaf: Leaf) -> Scalar:
     """What YAML 1.2 takes the scalar for; dates stay text."""
     if not leaf.plain:
         return leaf.text
-    kind = str(_resolver.resolve(ScalarNode, leaf.text, (True, False))).removeprefix(_CORE)
+    kind = _tag_of(leaf.text).removeprefix(_CORE)
     if kind == "null":
         return None
     if kind == "bool":
@@ -132,6 +132,10 @@ def plain_data(tree: Tree) -> object:
 
 
 _resolver = YAML(typ="safe", pure=True).resolver
+
+
+def _tag_of(text: str) -> str:
+    return str(_resolver.resolve(ScalarNode, text, (True, False)))
 
 
 def _integer(text: str) -> int | str:
@@ -191,8 +195,8 @@ class _Builder:
             return self._mapping(node, place, (*above, id(node)))
         if isinstance(node, SequenceNode):
             return Sequence(place, tuple(self.build(item, (*above, id(node))) for item in node.value))
-        style = getattr(node, "style", None)
-        return Leaf(place, node.value, plain=style is None and node.tag != _CORE + "str")
+        unquoted = getattr(node, "style", None) is None
+        return Leaf(place, node.value, plain=unquoted and node.tag == _tag_of(node.value))  # else `!!str 1`
 
     def _mapping(self, node: MappingNode, place: Place, above: tuple[int, ...]) -> Mapping:
         entries: dict[str, Tree] = {}

@@ -153,18 +153,24 @@ class Placement:
     ) -> list[Option]:
         now = self._clock()
         private_blocks = _private_blocks(place, pool.spec)
-        return [
-            Option(
-                worker=worker.instance.name,
-                overlap_blocks=max(
-                    indexed.get(worker.instance.name, 0), worker.predictions.match(place.hashes, now)
-                ),
-                prefill_tokens=worker.load.prefill_tokens,
-                decode_blocks=worker.load.blocks_with(place.hashes, private_blocks),
-                indexed_blocks=pool.index.blocks(worker.instance.name),
+        options = []
+        for worker in workers:
+            name = worker.instance.name
+            cached = indexed.get(name, 0)
+            # What is predicted beyond that is being computed for a sibling. It counts as prefill of the worker
+            # already, but this request doesn't add to it, nor would another worker spare it.
+            overlap = max(cached, worker.predictions.match(place.hashes, now))
+            awaited_tokens = (overlap - cached) * pool.spec.block_size
+            options.append(
+                Option(
+                    worker=name,
+                    overlap_blocks=overlap,
+                    prefill_tokens=max(worker.load.prefill_tokens - awaited_tokens, 0),
+                    decode_blocks=worker.load.blocks_with(place.hashes, private_blocks),
+                    indexed_blocks=pool.index.blocks(name),
+                )
             )
-            for worker in workers
-        ]
+        return options
 
     def _count(self, key: LeaseKey, place: Place, pool: Pool, choice: Choice) -> None:
         """Enter a decision everywhere: as load, as a prediction, in the record."""

@@ -1,4 +1,5 @@
-"""The children of one plan as one thing: start them all, prove that every model answers, keep them up, stop them all.
+"""The children of one plan as one thing: start them all, prove that every model answers, keep them up, stop
+them all.
 
 starting ─► ready ◄─► degraded (a process is FATAL) ─► stopping ─► stopped
     └─────► failed (the start did)
@@ -53,7 +54,9 @@ class BoxState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class StopReport:
-    """`processes` were running, `killed` of them needed KILL, `freed_bytes` were resident before; `survivors` are pids."""
+    """`processes` were running, `killed` of them needed KILL, `freed_bytes` were resident before; `survivors`
+    are pids.
+    """
 
     processes: int
     killed: int
@@ -62,7 +65,9 @@ class StopReport:
 
 
 class Box:
-    """Lives on the main thread's event loop. `changed` (set by whoever shows the box) is called on any change."""
+    """Lives on the main thread's event loop. `changed` (set by whoever shows the box) is called on any
+    change.
+    """
 
     def __init__(
         self, plan: Plan, run_dir: RunDir, logs: Path, run_id: RunId, environment: Mapping[str, str]
@@ -232,7 +237,8 @@ class Box:
     async def stop(self, drain_s: float) -> StopReport:
         """Stop in reverse order (processes of one kind at once), and verify that nothing is left.
 
-        `drain_s` is for all together: what is left of it when the frontend has drained is for those behind it.
+        `drain_s` is for all together: what is left of it when the frontend has drained is for those behind
+        it.
         """
         if self.state is not BoxState.FAILED:
             self._to(BoxState.STOPPING)

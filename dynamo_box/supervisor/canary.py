@@ -1,4 +1,6 @@
-"""The proof that a model answers: one real completion of one token, through the endpoint, as a client would ask."""
+"""The proof that a model answers: one real completion of one token, through the endpoint, as a client would
+ask.
+"""
 
 from __future__ import annotations
 

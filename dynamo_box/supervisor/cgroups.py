@@ -1,7 +1,8 @@
-"""A cgroup a process of the box, where a cgroup v2 is writable: `cgroup.kill` gets what no signal walk can miss.
+"""A cgroup a process of the box, where a cgroup v2 is writable: `cgroup.kill` gets what no signal walk can
+miss.
 
-Layout: `<our own cgroup>/dynbox.<run id>/<process>`. No controller is enabled, so nothing else changes. Without a
-writable cgroup v2 everything here is silently absent: guards and sweep do the work.
+Layout: `<our own cgroup>/dynbox.<run id>/<process>`. No controller is enabled, so nothing else changes.
+Without a writable cgroup v2 everything here is silently absent: guards and sweep do the work.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""One child of the supervisor through all its lives: its state, what it said of itself, restarts, drain and stop.
+"""One child of the supervisor through all its lives: its state, what it said of itself, restarts, drain and
+stop.
 
-`run` is the one writer of the state between start and end; `stop` and `restart` ask it. A failure of the program, of
-its guard or of the start (no progress before the deadline) all end in `_after_failure`, which asks `states` what to do.
+`run` is the one writer of the state between start and end; `stop` and `restart` ask it. A failure of the
+program, of its guard or of the start (no progress before the deadline) all end in `_after_failure`, which
+asks `states` what to do.
 """
 
 from __future__ import annotations
@@ -121,7 +123,9 @@ class Child:
         return self._task
 
     async def stop(self, drain_s: float) -> None:
-        """Drain until `drain_s`, then TERM, then KILL; on return nothing is left. With 0 there is no drain."""
+        """Drain until `drain_s`, then TERM, then KILL; on return nothing is left. With 0 there is no
+        drain.
+        """
         self._stop_wanted.set()
         life = self._life
         if life is not None and not life.ended.done():
@@ -363,7 +367,9 @@ class Child:
 
 
 async def _wait(awaited: asyncio.Future[Ending] | asyncio.Task[bool], timeout_s: float) -> bool:
-    """Wait for it without cancelling a future of somebody else; a task made for this is cancelled on time-out."""
+    """Wait for it without cancelling a future of somebody else; a task made for this is cancelled on
+    time-out.
+    """
     done, _ = await asyncio.wait({awaited}, timeout=timeout_s)
     if not done and isinstance(awaited, asyncio.Task):
         awaited.cancel()

@@ -1,4 +1,6 @@
-"""What happened to the box, for people: the last events go into the snapshot, all of them into the supervisor's log."""
+"""What happened to the box, for people: the last events go into the snapshot, all of them into the
+supervisor's log.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ LEVELS = ("info", "warning", "error")
 
 
 class EventList:
-    """`log_to` connects a logger: importing one costs more than spawning every child, so that comes first and what
-    happened until then is written afterwards.
+    """`log_to` connects a logger: importing one costs more than spawning every child, so that comes first and
+    what happened until then is written afterwards.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:

@@ -1,17 +1,17 @@
 """The guard: the process between the supervisor and one child, run as `python -I -S guard.py …` by path.
 
-It exists so that a child can't outlive the box, whatever happens to anyone. It is a child subreaper, so every orphan
-below it becomes its own child and "no child left" means "no descendant left". It ends its descendants (TERM, a grace
-period, then KILL until nothing is left) when told to, when the program itself ends, and when the supervisor is gone:
-it sees that as the end of the control socket, and as the parent-death signal in case somebody else holds that socket
-open. The program has a parent-death signal too: it doesn't survive the guard.
+It exists so that a child can't outlive the box, whatever happens to anyone. It is a child subreaper, so every
+orphan below it becomes its own child and "no child left" means "no descendant left". It ends its descendants
+(TERM, a grace period, then KILL until nothing is left) when told to, when the program itself ends, and when
+the supervisor is gone: it sees that as the end of the control socket, and as the parent-death signal in case
+somebody else holds that socket open. The program has a parent-death signal too: it doesn't survive the guard.
 
     guard.py CONTROL_FD CHILD_FDS CORES GRACE_S CGROUP PROGRAM [ARGUMENT…]
 
-CONTROL_FD is a SOCK_SEQPACKET socket. Guard to supervisor: `pid N`, then `exit N` or `signal N` as soon as the program
-ends, or `noexec TEXT`. Supervisor to guard: `stop SECONDS` (TERM, then KILL after so long). CHILD_FDS are inherited by
-the program only; CORES is an affinity (empty: any); CGROUP is a directory the program joins (empty: none). The guard's
-own exit status is the program's.
+CONTROL_FD is a SOCK_SEQPACKET socket. Guard to supervisor: `pid N`, then `exit N` or `signal N` as soon as
+the program ends, or `noexec TEXT`. Supervisor to guard: `stop SECONDS` (TERM, then KILL after so long).
+CHILD_FDS are inherited by the program only; CORES is an affinity (empty: any); CGROUP is a directory the
+program joins (empty: none). The guard's own exit status is the program's.
 """
 
 from __future__ import annotations

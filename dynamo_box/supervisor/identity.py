@@ -1,7 +1,8 @@
-"""Which box a process belongs to: `DYNBOX_RUN_ID=<run dir hash>.<supervisor pid>.<its start time>` in its environment.
+"""Which box a process belongs to: `DYNBOX_RUN_ID=<run dir hash>.<supervisor pid>.<its start time>` in its
+environment.
 
-The start time makes the id unique across reuse of the pid, so "is that box alive?" has one answer, and the hash lets
-two boxes with run dirs of their own ignore each other.
+The start time makes the id unique across reuse of the pid, so "is that box alive?" has one answer, and the
+hash lets two boxes with run dirs of their own ignore each other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""How a supervisor comes to life: get the plan, take the run dir, sweep it, detach, and hand over to `supervision`.
+"""How a supervisor comes to life: get the plan, take the run dir, sweep it, detach, and hand over to
+`supervision`.
 
-Two ways in. Detached (`--launch-fd`): the plan comes over a socket from `dynbox up`, which follows the start on it.
-Foreground (`--plan-fd`): the plan is in a memfd, a terminal or systemd follows, and logs go to stderr.
+Two ways in. Detached (`--launch-fd`): the plan comes over a socket from `dynbox up`, which follows the start
+on it. Foreground (`--plan-fd`): the plan is in a memfd, a terminal or systemd follows, and logs go to stderr.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One life of a child: from the spawn of its guard to the moment when nothing of it is left.
 
-Three descriptors tell what happens: the status socket (the child's own words), the guard's control socket (the
-program's pid, its end), and the guard's pidfd (the guard's end, which normally means that no descendant is left). A
-guard that ends without having reported the program's end was killed; its orphans are then ours, since the supervisor is
-a subreaper, and are killed before the life counts as over.
+Three descriptors tell what happens: the status socket (the child's own words), the guard's control socket
+(the program's pid, its end), and the guard's pidfd (the guard's end, which normally means that no descendant
+is left). A guard that ends without having reported the program's end was killed; its orphans are then ours,
+since the supervisor is a subreaper, and are killed before the life counts as over.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def _signal_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What every life in a box shares. `guards` are the pids of the guards that now run: any other child of the
-    supervisor is an orphan that it adopted.
+    """What every life in a box shares. `guards` are the pids of the guards that now run: any other child of
+    the supervisor is an orphan that it adopted.
     """
 
     run_id: RunId
@@ -76,7 +76,9 @@ class Surroundings:
 
 
 class Life:
-    """Made by `begin`. `ended` is done once nothing is left; `program_ended` is called as soon as the program is."""
+    """Made by `begin`. `ended` is done once nothing is left; `program_ended` is called as soon as the program
+    is.
+    """
 
     def __init__(
         self,
@@ -121,8 +123,8 @@ class Life:
         program_ended: Callable[[], None],
         program_started: Callable[[], None],
     ) -> Life:
-        """Spawn the guard with its program, and send the child its spec. Call it on the main thread: the guard's
-        parent-death signal follows the thread that spawned it.
+        """Spawn the guard with its program, and send the child its spec. Call it on the main thread: the
+        guard's parent-death signal follows the thread that spawned it.
 
         Raises:
             OSError: no process or descriptor to be had.

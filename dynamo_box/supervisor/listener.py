@@ -1,5 +1,5 @@
-"""The HTTP port. The supervisor binds it before anything starts and hands it to the frontend, so that a taken port is
-known at once, and connections wait in the backlog while a frontend restarts.
+"""The HTTP port. The supervisor binds it before anything starts and hands it to the frontend, so that a taken
+port is known at once, and connections wait in the backlog while a frontend restarts.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Who holds a run dir: an exclusive flock for the life of the supervisor. The kernel gives it back whatever happens to
-the holder, so a stale lock file never blocks anyone; what is written inside only names the holder to people.
+"""Who holds a run dir: an exclusive flock for the life of the supervisor. The kernel gives it back whatever
+happens to the holder, so a stale lock file never blocks anyone; what is written inside only names the holder
+to people.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What children write: read by the supervisor, bounded, one JSON object a line, rotated by size, kept after a crash.
+"""What children write: read by the supervisor, bounded, one JSON object a line, rotated by size, kept after a
+crash.
 
-A line that is already such an object passes through unchanged; any other is wrapped as the `event` of one. Files are
-`<logs>/<run dir hash>/<process>.log` and `.1`, `.2` …, so that two boxes with one home don't mix, and `dynbox logs`
-finds them without a running box.
+A line that is already such an object passes through unchanged; any other is wrapped as the `event` of one.
+Files are `<logs>/<run dir hash>/<process>.log` and `.1`, `.2` …, so that two boxes with one home don't mix,
+and `dynbox logs` finds them without a running box.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def logs_dir(run_dir: RunDir, home: Home) -> Path:
 
 
 class RotatingFile:
-    """Append lines; at `limit` bytes the file becomes `.1`, which becomes `.2`, and the oldest of `files` goes.
+    """Append lines; at `limit` bytes the file becomes `.1`, which becomes `.2`, and the oldest of `files`
+    goes.
 
     A full disk must not stop the box: lines that can't be written are dropped and counted in `lost`.
     """
@@ -68,8 +70,8 @@ class RotatingFile:
 
 
 class OwnLog:
-    """The supervisor's stdout and stderr as a rotated file. The descriptors themselves point at it, so that a traceback
-    of the interpreter lands there too; `rotate_if_large` is called once a second.
+    """The supervisor's stdout and stderr as a rotated file. The descriptors themselves point at it, so that a
+    traceback of the interpreter lands there too; `rotate_if_large` is called once a second.
     """
 
     def __init__(self, path: Path, limit: int = ROTATE_BYTES, files: int = ROTATE_FILES) -> None:
@@ -203,8 +205,8 @@ class ProcessLog:
 
 
 class Capture:
-    """Read one life's stdout and stderr from a pipe. At most READ_SIZE a turn of the loop: a child that floods its pipe
-    waits for us, nobody waits for it.
+    """Read one life's stdout and stderr from a pipe. At most READ_SIZE a turn of the loop: a child that
+    floods its pipe waits for us, nobody waits for it.
     """
 
     def __init__(self, log: ProcessLog) -> None:

@@ -1,4 +1,6 @@
-"""What /proc says of processes. Whatever can't be read (gone, another user's) is None or left out, never an error."""
+"""What /proc says of processes. Whatever can't be read (gone, another user's) is None or left out, never an
+error.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""sd_notify(3): tell systemd (or whoever set NOTIFY_SOCKET) what the box is doing. Silent where nobody asked."""
+"""sd_notify(3): tell systemd (or whoever set NOTIFY_SOCKET) what the box is doing. Silent where nobody
+asked.
+"""
 
 from __future__ import annotations
 

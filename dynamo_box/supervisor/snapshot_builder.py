@@ -26,7 +26,9 @@ def build(
 
 
 def model_info(model: ModelSpec, box_state: str, children: Sequence[Child]) -> ModelInfo:
-    """A model is ready when every role of it has a worker, and a router and a frontend are there to reach them."""
+    """A model is ready when every role of it has a worker, and a router and a frontend are there to reach
+    them.
+    """
     workers = [child for child in children if child.plan.model == model.name]
     ready = [child for child in workers if child.is_ready]
     roles = {child.plan.role for child in workers}

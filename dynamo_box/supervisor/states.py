@@ -53,8 +53,9 @@ def check(old: State, new: State) -> State:
 
 
 TRIES_WITHIN_START = 2
-"""Before a process has been ready once, it may fail this often: `up` should answer soon, and most first failures are
-for good; one more try gets over a passing one (a port in TIME_WAIT, memory that a neighbour is just giving back).
+"""Before a process has been ready once, it may fail this often: `up` should answer soon, and most first
+failures are for good; one more try gets over a passing one (a port in TIME_WAIT, memory that a neighbour is
+just giving back).
 """
 
 
@@ -76,8 +77,9 @@ def after_failure(
 ) -> Retry | GiveUp:
     """What to do when a process has ended without being asked to.
 
-    `failures` in a row before this one; `ready_for_s`: how long it had been ready, None if it never got there in this
-    life. The back-off is `first_s * factor ** (failures before)`, capped, and starts over after `stable_s` of ready.
+    `failures` in a row before this one; `ready_for_s`: how long it had been ready, None if it never got there
+    in this life. The back-off is `first_s * factor ** (failures before)`, capped, and starts over after
+    `stable_s` of ready.
     """
     if permanent:
         return GiveUp("a restart would fail in the same way")

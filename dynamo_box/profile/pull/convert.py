@@ -1,7 +1,7 @@
 """A GGUF file → a Hugging Face directory in float32, tensor by tensor.
 
-Memory stays at a few times `CHUNK_BYTES` whatever the model's size: the safetensors header is known before the first
-weight is, and weights are dequantised a few rows at a time straight into the file.
+Memory stays at a few times `CHUNK_BYTES` whatever the model's size: the safetensors header is known before the
+first weight is, and weights are dequantised a few rows at a time straight into the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def convert_gguf(path: Path, into: Path, progress: Progress) -> None:
     """Write config, tokenizer and weights of the model in `path` into the empty directory `into`.
 
     Raises:
-        BoxError: the file is damaged, or holds something that isn't supported; nothing usable is left in `into`.
+        BoxError: the file is damaged, or holds something that isn't supported; `into` is then of no use.
     """
     file = GgufFile(path)
     config = config_of(file)

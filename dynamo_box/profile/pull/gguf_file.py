@@ -1,9 +1,10 @@
 """Reading a GGUF file: typed metadata, and tensors as rows of still quantised bytes in a mapping of the file.
 
-Layout (little-endian): magic, version, tensor count, key count; key–value pairs; tensor descriptions; padding to
-`general.alignment`; tensor data at the offsets described. Constants and dequantising come from the `gguf` package. Its
-reader is not used: it takes 4 s for a vocabulary of 49,152 (this one 0.2 s), and reads past the end of the file without
-noticing, so that a hostile array length keeps it busy for ever. Here every length is held against the bytes that are left.
+Layout (little-endian): magic, version, tensor count, key count; key–value pairs; tensor descriptions; padding
+to `general.alignment`; tensor data at the offsets described. Constants and dequantising come from the `gguf`
+package. Its reader is not used: it takes 4 s for a vocabulary of 49,152 (this one 0.2 s), and it reads past the
+end of the file without noticing, so that a hostile array length keeps it busy for ever. Here every length is held
+against the bytes that are left.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -52,7 +53,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class GgufTensor(msgspec.Struct, frozen=True):
-    """`shape` is row-major, as in numpy (GGUF writes it the other way round); `start` counts from the file's begin."""
+    """`shape` is row-major, as in numpy (GGUF has it the other way round); `start` counts from the file's begin."""
 
     name: str
     quantisation: GGMLQuantizationType
@@ -73,7 +74,7 @@ class GgufFile:
     """An open GGUF file whose structure has been checked as a whole.
 
     Raises:
-        BoxError: (on opening) it is not GGUF, is damaged or cut off, or a tensor has a quantisation that isn't supported.
+        BoxError: on opening: it is not GGUF, is damaged or cut off, or has a quantisation that isn't supported.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,7 +84,7 @@ class GgufFile:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
         try:
             self._read()
-        except _Damaged as error:
+        except _DamageError as error:
             raise self.refused(str(error)) from error
 
     def get(self, key: str, kind: type[Value], default: Value) -> Value:
@@ -92,12 +93,12 @@ class GgufFile:
         Raises:
             BoxError: it is of another type.
         """
-        value = self.metadata.get(key, default)
+        value: Any = self.metadata.get(key, default)
         if kind is float and isinstance(value, int):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise self.refused(f"metadata {key} is {type(value).__name__}, not {kind.__name__}")
-        return value
+        return cast(Value, value)
 
     def require(self, key: str, kind: type[Value]) -> Value:
         """Like `get`, for what a model can't do without."""
@@ -119,10 +120,10 @@ class GgufFile:
     def _read(self) -> None:
         cursor = _Cursor(self._data)
         if cursor.take(4) != MAGIC:
-            raise _Damaged("is not a GGUF file: it doesn't begin with 'GGUF'")
+            raise _DamageError("is not a GGUF file: it doesn't begin with 'GGUF'")
         version = cursor.scalar("I")
         if version not in VERSIONS:
-            raise _Damaged(f"has GGUF version {version} (supported: 2 and 3, little-endian)")
+            raise _DamageError(f"has GGUF version {version} (supported: 2 and 3, little-endian)")
         tensor_count, key_count = cursor.scalar("Q"), cursor.scalar("Q")
         self.metadata: dict[str, Any] = {}
         for _ in range(key_count):
@@ -130,7 +131,7 @@ class GgufFile:
             self.metadata[key] = cursor.value(cursor.value_type())
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
-            raise _Damaged(f"has alignment {alignment!r}, not a power of two")
+            raise _DamageError(f"has alignment {alignment!r}, not a power of two")
         described = [cursor.tensor() for _ in _bounded(tensor_count, cursor.left)]
         data_start = -(-cursor.position // alignment) * alignment
         self.tensors = {
@@ -138,11 +139,11 @@ class GgufFile:
             for tensor in described
         }
         if len(self.tensors) != len(described):
-            raise _Damaged("describes a tensor twice")
+            raise _DamageError("describes a tensor twice")
         for tensor in self.tensors.values():
             end = tensor.start + tensor.rows * tensor.row_bytes
             if end > len(self._data):
-                raise _Damaged(
+                raise _DamageError(
                     f"tensor {tensor.name} ends at byte {end:,}, the file at {len(self._data):,}: cut off?"
                 )
 
@@ -153,12 +154,12 @@ def dequantised(rows: Bytes, tensor: GgufTensor) -> Floats:
     return values
 
 
-class _Damaged(Exception):
+class _DamageError(Exception):
     """What is wrong with the file, as the end of a sentence that begins with its name."""
 
 
 class _Cursor:
-    """Reads forward; raises `_Damaged` rather than reading past the end."""
+    """Reads forward; raises `_DamageError` rather than reading past the end."""
 
     def __init__(self, data: mmap.mmap | bytes) -> None:
         self._data = data
@@ -170,7 +171,7 @@ class _Cursor:
 
     def take(self, count: int) -> bytes:
         if count > self.left:
-            raise _Damaged(
+            raise _DamageError(
                 f"is cut off or damaged: {count:,} bytes expected at {self.position:,}, {self.left:,} left"
             )
         taken = self._data[self.position : self.position + count]
@@ -185,14 +186,14 @@ class _Cursor:
         try:
             return self.take(self.scalar("Q")).decode()
         except UnicodeDecodeError as error:
-            raise _Damaged(f"has text that is not UTF-8 at byte {start:,}") from error
+            raise _DamageError(f"has text that is not UTF-8 at byte {start:,}") from error
 
     def value_type(self) -> GGUFValueType:
         number = self.scalar("I")
         try:
             return GGUFValueType(number)
         except ValueError as error:
-            raise _Damaged(f"has metadata of unknown type {number}") from error
+            raise _DamageError(f"has metadata of unknown type {number}") from error
 
     def value(self, kind: GGUFValueType) -> Any:
         if kind is GGUFValueType.STRING:
@@ -201,7 +202,7 @@ class _Cursor:
             return self.scalar(SCALARS[kind])
         item, count = self.value_type(), self.scalar("Q")
         if item is GGUFValueType.ARRAY:
-            raise _Damaged("has an array of arrays in its metadata")
+            raise _DamageError("has an array of arrays in its metadata")
         if item is GGUFValueType.STRING:
             return [self.string() for _ in _bounded(count, self.left)]
         code = SCALARS[item]
@@ -212,24 +213,28 @@ class _Cursor:
         name = self.string()
         dimensions = self.scalar("I")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
-            raise _Damaged(f"tensor {name} has {dimensions} dimensions")
+            raise _DamageError(f"tensor {name} has {dimensions} dimensions")
         shape = tuple(self.scalar("Q") for _ in range(dimensions))[::-1]
         if min(shape) < 1 or math.prod(shape) > MOST_ELEMENTS:
-            raise _Damaged(f"tensor {name} has the shape {shape}")
+            raise _DamageError(f"tensor {name} has the shape {shape}")
         number, start = self.scalar("I"), self.scalar("Q")
         quantisation = _supported_quantisation(name, number)
         if shape[-1] % GGML_QUANT_SIZES[quantisation][0]:
-            raise _Damaged(f"tensor {name} has rows of {shape[-1]}, which {quantisation.name} can't divide")
+            raise _DamageError(
+                f"tensor {name} has rows of {shape[-1]}, which {quantisation.name} can't divide"
+            )
         return GgufTensor(name, quantisation, shape, start)
 
 
 def _supported_quantisation(tensor: str, number: int) -> GGMLQuantizationType:
-    known = number in {int(kind) for kind in GGMLQuantizationType}
-    if known and (kind := GGMLQuantizationType(number)) in SUPPORTED:
+    try:
+        kind = GGMLQuantizationType(number)
+    except ValueError:
+        raise _DamageError(f"tensor {tensor} has the unknown quantisation {number}") from None
+    if kind in SUPPORTED:
         return kind
     raise BoxError(
-        f"tensor {tensor} is quantised as {GGMLQuantizationType(number).name if known else f'type {number}'}, "
-        "which can't be converted",
+        f"tensor {tensor} is quantised as {kind.name}, which can't be converted",
         remedy=f"get the model as one of {', '.join(kind.name for kind in SUPPORTED)}",
     )
 
@@ -237,5 +242,5 @@ def _supported_quantisation(tensor: str, number: int) -> GGMLQuantizationType:
 def _bounded(count: int, left: int) -> range:
     """`range(count)` for items of at least eight bytes each."""
     if count * 8 > left:
-        raise _Damaged(f"claims {count:,} items in {left:,} bytes")
+        raise _DamageError(f"claims {count:,} items in {left:,} bytes")
     return range(count)

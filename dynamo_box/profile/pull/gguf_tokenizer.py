@@ -1,7 +1,7 @@
 """tokenizer.json and tokenizer_config.json from a GGUF file's metadata: byte-level BPE vocabularies.
 
-`tokenizer.ggml.pre` names how text is cut before merging; the cuts are those of the models' own tokenizers. A wrong cut
-gives tokens that the model never saw in training, so an unknown name is refused.
+`tokenizer.ggml.pre` names how text is cut before merging; the cuts are those of the models' own tokenizers. A
+wrong cut gives tokens that the model never saw in training, so an unknown name is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How a family cuts text. `merge_whole_words`: a word that is a token is taken before any merge (ignore_merges)."""
+    """How a family cuts text. With `merge_whole_words` a word that is a token is taken before any merge."""
 
     cut: Callable[[], Any]
     composed: bool = False
@@ -78,7 +78,7 @@ def tokenizer_of(file: GgufFile) -> Tokenizer:
         raise BoxError(
             f"{file.path.name} has a tokenizer of kind {model}/{kind}, which can't be converted "
             f"(supported: gpt2 with {', '.join(PRE_TOKENIZERS)})",
-            remedy="pull the model as a safetensors repository or directory, which brings its own tokenizer.json",
+            remedy="pull the model as a safetensors repository or directory, which has its own",
         )
     family = PRE_TOKENIZERS[kind]
     tokens = _strings(file, "tokenizer.ggml.tokens")

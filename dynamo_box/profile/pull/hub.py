@@ -1,4 +1,4 @@
-"""A repository of the Hugging Face hub, through `huggingface_hub`: its cache, endpoint, token and offline mode apply."""
+"""A repository of the Hugging Face hub, through `huggingface_hub`: its cache, endpoint and token apply."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def download_repository(source: HubSource, progress: Progress) -> Path:
 
 def _forwarding_bar(progress: Progress) -> type[Any]:
     """A progress bar that draws nothing and reports the bytes that have arrived."""
-    from tqdm.auto import tqdm
+    from huggingface_hub.utils import tqdm
 
-    class ForwardingBar(tqdm):  # type: ignore[type-arg,misc,unused-ignore]
+    class ForwardingBar(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
             options |= {"file": io.StringIO(), "disable": False}

@@ -1,4 +1,4 @@
-"""A Llama in GGUF's terms and in Hugging Face's: config fields, tensor names and shapes, and the order of rope rows."""
+"""A Llama in GGUF's terms and in Hugging Face's: config, tensor names and shapes, order of rope rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def config_of(file: GgufFile) -> Config:
     architecture = file.require("general.architecture", str)
     if architecture != "llama":
         raise BoxError(
-            f"{file.path.name} holds a model of architecture {architecture!r}; GGUF files are converted for 'llama' only",
+            f"{file.path.name} holds a model of architecture {architecture!r}; only 'llama' can be converted",
             remedy="pull the model as a safetensors repository or directory instead",
         )
     _refuse_variants(file)
@@ -73,7 +73,7 @@ def config_of(file: GgufFile) -> Config:
 
 
 def shapes_of(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a Llama with that config, in Hugging Face's names, in the order in which a model uses them."""
+    """Every tensor of a Llama with that config, in Hugging Face's names, in the order of their use."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     queries = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
@@ -135,8 +135,8 @@ def hub_name(name: str) -> str | None:
 def in_hub_order(rows: Bytes, name: str, config: Config) -> Bytes:
     """Rows of a tensor in the order of Hugging Face's Llama.
 
-    GGUF interleaves the two halves of each head that rope rotates together (rows 0, d/2, 1, d/2+1, …); Hugging Face keeps
-    the halves apart. Whole rows move, so quantised rows can be moved as they are.
+    GGUF interleaves the two halves of each head that rope rotates together (rows 0, d/2, 1, d/2+1, …); Hugging
+    Face keeps the halves apart. Whole rows move, so quantised rows can be moved as they are.
     """
     if name.endswith("self_attn.q_proj.weight"):
         heads = config["num_attention_heads"]
@@ -162,6 +162,6 @@ def _refuse_variants(file: GgufFile) -> None:
         variants.append("heads of which only a part is rotated")
     if variants:
         raise BoxError(
-            f"{file.path.name} holds a Llama with {' and '.join(variants)}, which can't be converted from GGUF",
+            f"{file.path.name} holds a Llama with {' and '.join(variants)}, which can't be converted",
             remedy="pull the model as a safetensors repository or directory instead",
         )

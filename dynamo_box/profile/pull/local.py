@@ -19,8 +19,8 @@ COPY_BYTES = 8 << 20
 def import_directory(source: Path, into: Path, progress: Progress) -> None:
     """Bring what belongs to the model from `source` into `into`, after checking that it is whole.
 
-    Weights are hard links where that is possible (same disk), else copies; so files of `source` must be replaced, not
-    changed in place. Links are followed: the hub's cache is made of them.
+    Weights are hard links where that is possible (same disk), else copies; so files of `source` may be replaced
+    later, but not changed in place. Links are followed: the hub's cache is made of them.
 
     Raises:
         BoxError: `source` is not a whole model in safetensors.

@@ -1,4 +1,4 @@
-"""How a pull tells what it is doing: `progress(phase, done, total, unit)`; `total` is None while it is unknown."""
+"""How a pull tells what it is doing: `progress(phase, done, total, unit)`; `total` is None while unknown."""
 
 from collections.abc import Callable
 

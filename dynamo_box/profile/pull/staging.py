@@ -1,7 +1,7 @@
 """Building a model beside the store and putting it in with one rename.
 
-Whoever holds a model's lock is the only one who writes it, so anything else with its name on it is left over from a
-pull that died, and is removed. Everything is on disk (fsync) before the rename that makes it visible.
+Whoever holds a model's lock is the only one who writes it, so anything else with its name on it is left over from
+a pull that died, and is removed. Everything is on disk (fsync) before the rename that makes it visible.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SPARE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Staging:
-    """Two empty directories on the store's own disk: `model` is to become the model, `scratch` is thrown away."""
+    """Two empty directories on the store's disk: `model` is to become the model, `scratch` is thrown away."""
 
     name: str
     model: Path
@@ -111,8 +111,8 @@ def require_space(directory: Path, needed: int) -> None:
     free = status.f_bavail * status.f_frsize
     if free < needed + SPARE_BYTES:
         raise BoxError(
-            f"not enough room for the model: {_mib(needed + SPARE_BYTES)} needed on the store's disk, {_mib(free)} free",
-            remedy="free some space (`dynbox models` lists what the store holds), or set DYNBOX_HOME to another disk",
+            f"not enough room on the store's disk: {_mib(needed + SPARE_BYTES)} needed, {_mib(free)} free",
+            remedy="free some (`dynbox models` lists what the store holds), or set DYNBOX_HOME to another disk",
         )
 
 

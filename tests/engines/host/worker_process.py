@@ -243,8 +243,8 @@ class Index:
             self.blocks.clear()
 
 
-def readable(sockets: Iterable[socket.socket], timeout_s: float) -> bool:
-    """Whether one of them has something to read in time."""
+def readable(sockets: Iterable[socket.socket | BlockingChannel[Any]], timeout_s: float) -> bool:
+    """Whether one of them gets something to read in time."""
     return bool(select.select(list(sockets), [], [], timeout_s)[0])
 
 

@@ -14,7 +14,10 @@ def filled(text: str, **environ: str) -> tuple[object, list[str]]:
 
 
 def test_a_plain_value_is_typed_after_it_is_filled_in() -> None:
-    assert filled("a: ${PORT:-8000}\nb: ${ON}\nc: '${PORT:-8000}'\n", ON="true") == ({"a": 8000, "b": True, "c": "8000"}, [])
+    assert filled("a: ${PORT:-8000}\nb: ${ON}\nc: '${PORT:-8000}'\n", ON="true") == (
+        {"a": 8000, "b": True, "c": "8000"},
+        [],
+    )
 
 
 def test_the_default_stands_in_for_an_empty_variable() -> None:

@@ -1,5 +1,7 @@
 """From a name or a file to a profile, and every problem with its line and column."""
 
+# ruff: noqa: E501 (an expected text is one line)
+
 from __future__ import annotations
 
 import os
@@ -10,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_box.errors import ExitCode, ProfileError
-from dynamo_box.profile import load
+from dynamo_box.profile.directories import profile_names, shipped_directory
 from dynamo_box.profile.json_schema import schema_text
-from dynamo_box.profile.load import list_profiles, load_profile, load_text, merge, profile_names, profile_text
+from dynamo_box.profile.load import list_profiles, load_profile, load_text, merge, profile_text
 from dynamo_box.profile.schema import Profile
 from dynamo_box.profile.yaml_tree import Leaf, Mapping, Place, plain_data
 
@@ -66,7 +68,7 @@ def test_smollm2_duo_has_two_workers_and_routes_by_kv() -> None:
 
 
 def test_the_schema_file_is_current() -> None:
-    current = (load.shipped_directory() / "schema.json").read_text()
+    current = (shipped_directory() / "schema.json").read_text()
     assert current == schema_text(), "run `python -m dynamo_box.profile.json_schema > profiles/schema.json`"
 
 
@@ -78,7 +80,9 @@ def test_the_shortest_profile(here: Path) -> None:
     profile = load_profile("mine.yaml")
     assert profile.name == "mine"
     assert profile.served[0].origin == "smollm2"
-    assert [(role, workers.replicas) for role, workers in profile.served[0].workers.roles] == [("aggregated", 1)]
+    assert [(role, workers.replicas) for role, workers in profile.served[0].workers.roles] == [
+        ("aggregated", 1)
+    ]
 
 
 @pytest.mark.parametrize("workers", ["3", "{aggregated: 3}", "{aggregated: {replicas: 3}}"])
@@ -93,7 +97,10 @@ def test_sizes_and_durations() -> None:
 
 
 def test_extends_merges_mappings_and_replaces_the_rest(here: Path) -> None:
-    write(here / "base.yaml", "name: base\nmodel: {name: a, options: {x: 1, y: 2}}\nrouter: {mode: random, seed: 1}\n")
+    write(
+        here / "base.yaml",
+        "name: base\nmodel: {name: a, options: {x: 1, y: 2}}\nrouter: {mode: random, seed: 1}\n",
+    )
     write(here / "sub/mine.yaml", "extends: ../base.yaml\nmodel:\n  options: {y: 3}\nrouter: {seed: }\n")
     profile = load_profile("sub/mine.yaml")
     assert (profile.name, profile.served[0].options) == ("mine", {"x": 1, "y": 3})
@@ -215,7 +222,11 @@ def test_impossible_combinations(text: str, expected: str) -> None:
 
 def test_an_unknown_key_does_not_hide_what_stands_beside_it() -> None:
     problems = refused("model: {name: a, engine: vllm, x: 1, workers: {aggregated: {devices: cpu, y: 1}}}\n")
-    assert [problem.split(": ", 1)[1][:12] for problem in problems] == ["unknown key ", "the vllm eng", "unknown key "]
+    assert [problem.split(": ", 1)[1][:12] for problem in problems] == [
+        "unknown key ",
+        "the vllm eng",
+        "unknown key ",
+    ]
 
 
 # files
@@ -280,7 +291,10 @@ MAPPINGS = st.dictionaries(st.sampled_from("abc"), TREES, max_size=3).map(lambda
 def brute(base: object, over: object) -> object:
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
-    return {k: brute(base[k], over[k]) if k in base and k in over else {**base, **over}[k] for k in {**base, **over}}
+    return {
+        k: brute(base[k], over[k]) if k in base and k in over else {**base, **over}[k]
+        for k in {**base, **over}
+    }
 
 
 @given(MAPPINGS, MAPPINGS)
@@ -291,7 +305,12 @@ def test_merge_is_what_it_says(base: Mapping, over: Mapping) -> None:
 @given(MAPPINGS)
 def test_merging_nothing_changes_nothing(one: Mapping) -> None:
     empty = tree({})
-    assert plain_data(merge(one, empty)) == plain_data(merge(empty, one)) == plain_data(merge(one, one)) == plain_data(one)
+    assert (
+        plain_data(merge(one, empty))
+        == plain_data(merge(empty, one))
+        == plain_data(merge(one, one))
+        == plain_data(one)
+    )
 
 
 def test_a_profile_is_frozen() -> None:

@@ -9,24 +9,38 @@ from dynamo_box.profile.units import LARGEST_SIZE, format_size, parse_duration, 
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("4GiB", 4 << 30), ("512 MiB", 512 << 20), ("1.5KiB", 1536), ("2GB", 2 * 10**9), ("7B", 7), (12, 12), ("1kB", 1000)],
+    [
+        ("4GiB", 4 << 30),
+        ("512 MiB", 512 << 20),
+        ("1.5KiB", 1536),
+        ("2GB", 2 * 10**9),
+        ("7B", 7),
+        (12, 12),
+        ("1kB", 1000),
+    ],
 )
 def test_sizes(text: object, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["4GIB", "4", "-1MiB", "", "GiB", "1e3MiB", True, None, 1.5, [1], -1, "9999999TiB", "4 GiB\n"])
+@pytest.mark.parametrize(
+    "text", ["4GIB", "4", "-1MiB", "", "GiB", "1e3MiB", True, None, 1.5, [1], -1, "9999999TiB", "4 GiB\n"]
+)
 def test_no_sizes(text: object) -> None:
     with pytest.raises(ValueError, match="must"):
         parse_size(text)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("1.5m", 90), ("250ms", 0.25), ("2 h", 7200), (3, 3), (0.5, 0.5)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("1.5m", 90), ("250ms", 0.25), ("2 h", 7200), (3, 3), (0.5, 0.5)]
+)
 def test_durations(text: object, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["30", "s", "-1s", "1d", True, None, -1, float("inf"), float("nan"), "1000h"])
+@pytest.mark.parametrize(
+    "text", ["30", "s", "-1s", "1d", True, None, -1, float("inf"), float("nan"), "1000h"]
+)
 def test_no_durations(text: object) -> None:
     with pytest.raises(ValueError, match="must"):
         parse_duration(text)

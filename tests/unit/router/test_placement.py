@@ -116,7 +116,7 @@ def test_load_is_what_was_placed_less_what_ended() -> None:
     rig.placed(hashes)
     second = rig.candidate(A)
     assert second.overlap_blocks == 10, "the first one's blocks are predicted"
-    assert second.prefill_blocks == 10.0, "only the first computes them"
+    assert second.prefill_blocks == 0.0, "the first one computes them, for both"
     assert second.decode_blocks == 10, "shared blocks count once"
     rig.placement.leases.prefill_done((FRONTEND, first.id))
     rig.placed(prompt(2, 5))

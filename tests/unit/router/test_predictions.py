@@ -16,7 +16,7 @@ def test_what_was_noted_counts_until_its_time_is_over() -> None:
     predictions.note((1, 2, 3), now=10.0)
     assert predictions.match((1, 2, 3, 4), now=14.9) == 3
     assert predictions.match((1, 2, 9), now=14.9) == 2
-    assert predictions.match((9, 2), now=14.9) == 0
+    assert predictions.match((9, 8), now=14.9) == 0
     assert predictions.match((1, 2, 3, 4), now=15.0) == 0
 
 
