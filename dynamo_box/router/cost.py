@@ -145,9 +145,7 @@ def _draw(costs: list[float], temperature: float, rng: random.Random) -> int:
     return rng.choices(range(len(costs)), weights)[0]
 
 
-def _lowest(
-    candidates: Sequence[Candidate], options: Sequence[Option], rng: random.Random
-) -> tuple[int, str]:
+def _lowest(candidates: Sequence[Candidate], options: Sequence[Option], rng: random.Random) -> tuple[int, str]:
     lowest = min(candidate.cost for candidate in candidates)
     level = [index for index, candidate in enumerate(candidates) if candidate.cost == lowest]
     if len(level) == 1:

@@ -104,9 +104,7 @@ class KvIndex:
 
         Workers that don't hold the first block are left out.
         """
-        alive = {
-            worker: sum(holding.bit for holding in tiers.values()) for worker, tiers in self._workers.items()
-        }
+        alive = {worker: sum(holding.bit for holding in tiers.values()) for worker, tiers in self._workers.items()}
         overlaps: dict[str, int] = {}
         shards = self._shards
         previous = -1  # all bits set: everybody holds what comes before the first block

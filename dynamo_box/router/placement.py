@@ -148,16 +148,14 @@ class Placement:
         winner = choice.option
         return Placed(place.id, winner.worker, winner.overlap_blocks, choice.reason, took_us, match_us)
 
-    def _options(
-        self, place: Place, pool: Pool, workers: list[Worker], indexed: dict[str, int]
-    ) -> list[Option]:
+    def _options(self, place: Place, pool: Pool, workers: list[Worker], indexed: dict[str, int]) -> list[Option]:
         now = self._clock()
         private_blocks = _private_blocks(place, pool.spec)
         options = []
         for worker in workers:
             name = worker.instance.name
             cached = indexed.get(name, 0)
-            # What is predicted beyond that is being computed for a sibling. It counts as prefill of the worker
+            # What is predicted beyond that is being computed for a sibling. It counts in the worker's prefill
             # already, but this request doesn't add to it, nor would another worker spare it.
             overlap = max(cached, worker.predictions.match(place.hashes, now))
             awaited_tokens = (overlap - cached) * pool.spec.block_size
@@ -241,10 +239,7 @@ class Placement:
             mode=self.mode,
             workers=tuple(
                 sorted(
-                    name
-                    for pool in self.pools.values()
-                    for name, worker in pool.workers.items()
-                    if worker.connected
+                    name for pool in self.pools.values() for name, worker in pool.workers.items() if worker.connected
                 )
             ),
             indexed_blocks=sum(pool.index.total_blocks for pool in self.pools.values()),
@@ -262,9 +257,7 @@ class Placement:
 
 def _prompt_problem(request: Place | Adopt, spec: ModelSpec) -> str:
     if not 0 < request.prompt_tokens <= spec.context_length:
-        return (
-            f"a prompt of {request.prompt_tokens} tokens; {spec.name} takes from 1 to {spec.context_length}"
-        )
+        return f"a prompt of {request.prompt_tokens} tokens; {spec.name} takes from 1 to {spec.context_length}"
     if len(request.hashes) * spec.block_size > request.prompt_tokens:
         return (
             f"{len(request.hashes)} full blocks of {spec.block_size} tokens are more than a prompt of "
@@ -286,9 +279,7 @@ def _nobody(place: Place, pool: Pool) -> Unplaced:
     if place.pin is not None:
         reason = f"worker {place.pin} doesn't serve {place.model} as {place.role} now"
         return Unplaced(place.id, "pinned_worker_gone", reason)
-    connected = sum(
-        worker.connected and worker.instance.role == place.role for worker in pool.workers.values()
-    )
+    connected = sum(worker.connected and worker.instance.role == place.role for worker in pool.workers.values())
     reason = f"{connected} {place.role} workers serve {place.model} now"
     if connected:
         reason += ", all of them excluded by the request"

@@ -160,9 +160,7 @@ class WorkerLink:
 
     def index_full(self) -> None:
         blocks = self._pool.index.blocks(self.instance.name)
-        self._notify(
-            "warning", f"{self.instance.name} holds more KV blocks than the {blocks} the router indexes"
-        )
+        self._notify("warning", f"{self.instance.name} holds more KV blocks than the {blocks} the router indexes")
 
     def _subscribe_again(self) -> None:
         self._subscribe_timer = None
