@@ -47,7 +47,7 @@ class CpuDevice(msgspec.Struct, frozen=True):
 
 
 class Hardware(msgspec.Struct, frozen=True):
-    """`driver` is the NVIDIA driver's version; `gpu_problem` says why GPUs can't be read though one is there."""
+    """`driver` is the NVIDIA driver's version; `gpu_problem` says why its GPUs can't be read."""
 
     cpu: CpuDevice
     gpus: tuple[Gpu, ...] = ()
@@ -165,9 +165,7 @@ def _linked(nvml: Any, gpus: list[Gpu]) -> tuple[Gpu, ...]:
     def named(links: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted({by_bus[bus] for bus in links if bus in by_bus}))
 
-    return tuple(
-        gpu if gpu.links is None else msgspec.structs.replace(gpu, links=named(gpu.links)) for gpu in gpus
-    )
+    return tuple(gpu if gpu.links is None else msgspec.structs.replace(gpu, links=named(gpu.links)) for gpu in gpus)
 
 
 def _bus_id(nvml: Any, handle: Any) -> str | None:

@@ -3,6 +3,7 @@
     shell_status.py    progress and figures for the supervisor
     shell_requests.py  peers' connections and the sequences in flight
     shell_events.py    numbered KV events, dumps and load for the router
+    shell_announce.py  the instance file by which router and frontend find the worker
 
 A worker ends in one way only: somebody resolves its `Ending` (the first one counts), and `_shut_down` carries
 it out. Those who may: the supervisor (Stop, Drain, or its end of the socket closing), SIGTERM, and the engine
@@ -26,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynamo_box.discovery.instances import Instance, announce, process_start_time, withdraw
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import framing, status
 from dynamo_box.protocol.framing import Channel
@@ -34,6 +34,7 @@ from dynamo_box.protocol.request import Load
 from dynamo_box.protocol.spec import WorkerSpec
 from engines import log as engine_log
 from engines.contract import BlockEvent, Engine, EngineError, EngineInfo, Output
+from engines.shell_announce import Announcement, describe
 from engines.shell_events import EventFeed, TampersWithEvents
 from engines.shell_requests import PeerConnection, Requests
 from engines.shell_status import FIGURES_INTERVAL_S, FiguresReport, StartProgress
@@ -42,7 +43,6 @@ CLIENTS_FLUSH_S = 1.0
 ENGINE_CLOSE_S = 5.0
 STATUS_FLUSH_S = 1.0
 EXIT_WATCHDOG_S = CLIENTS_FLUSH_S + ENGINE_CLOSE_S + STATUS_FLUSH_S + 3.0
-ANNOUNCE_CHECK_S = 1.0
 LONGEST_DRAIN_S = 86_400.0
 
 log = engine_log.get_logger()
@@ -91,8 +91,8 @@ class Worker:
         self._serving = False
         self._draining = False
         self._drain_timer: asyncio.TimerHandle | None = None
-        self._run_dir: RunDir | None = None
-        self._instance: Instance | None = None
+        self._socket_path: Path | None = None
+        self._announcement: Announcement | None = None
         self._server: asyncio.Server | None = None
 
     async def run(self, status_socket: socket.socket) -> int:
@@ -154,37 +154,24 @@ class Worker:
             )
         if isinstance(self._engine, TampersWithEvents):
             self._feed.tamper = self._engine.tamper
-        self._run_dir = RunDir(Path(spec.run_dir))
-        path = self._run_dir.worker_socket(spec.name)
-        self._instance = _instance(spec, info, str(path))
-        listening = framing.listen_unix(path)
+        run_dir = RunDir(Path(spec.run_dir))
+        self._socket_path = run_dir.worker_socket(spec.name)
+        instance = describe(spec, info, self._socket_path)
+        listening = framing.listen_unix(self._socket_path)
         self._server = await framing.serve_channels(
             listening, lambda: PeerConnection(self._requests, self._feed).channel
         )
-        announce(self._run_dir.instances, self._instance)
+        self._announcement = Announcement(run_dir.instances, instance)
         self._serving = True
         self._report = FiguresReport(self._status, self._engine.figures)
         self._status.send(status.Ready(_shown(info)))
         self._tick()
-        self._check_announced()
         log.info("ready", engine=spec.engine, kv_blocks=info.kv_blocks_total)
 
     def _tick(self) -> None:
         if not self._over.done():
             self._loop.call_later(FIGURES_INTERVAL_S, self._tick)
             self._report.tick(self._loop.time())
-
-    def _check_announced(self) -> None:
-        """Write the instance file again if somebody removed it: a worker that serves must be found."""
-        if self._draining or self._over.done() or self._run_dir is None or self._instance is None:
-            return
-        self._loop.call_later(ANNOUNCE_CHECK_S, self._check_announced)
-        if not (self._run_dir.instances / f"{self._instance.name}.json").exists():
-            log.warning("the instance file is gone; writing it again")
-            try:
-                announce(self._run_dir.instances, self._instance)
-            except OSError as error:
-                log.error("the instance file can't be written", error=str(error))
 
     def _load(self) -> Load:
         figures = self._engine.figures()
@@ -244,7 +231,8 @@ class Worker:
         deadline_s = min(max(0.0, deadline_s), LONGEST_DRAIN_S)
         ending = Ending(0, "worker is draining")
         self._draining = True
-        self._withdraw()
+        if self._announcement is not None:
+            self._announcement.withdraw()
         self._requests.refuse_new(ending.told)
         if self._drain_timer is not None:
             self._drain_timer.cancel()
@@ -267,7 +255,8 @@ class Worker:
         self._draining = False
         if ending.failed is not None:
             self._status.send(ending.failed)
-        self._withdraw()
+        if self._announcement is not None:
+            self._announcement.withdraw()
         if self._server is not None:
             self._server.close()
         self._requests.fail_all(ending.told)
@@ -280,17 +269,10 @@ class Worker:
             await _within(ENGINE_CLOSE_S, "engine", self._engine.close())
         self._status.close()
         await _within(STATUS_FLUSH_S, "supervisor", _all_closed([self._status]))
-        if self._run_dir is not None and self._instance is not None:
+        if self._socket_path is not None:
             with contextlib.suppress(OSError):
-                self._run_dir.worker_socket(self._instance.name).unlink()
+                self._socket_path.unlink()
         log.info("stopped", exit_code=ending.exit_code)
-
-    def _withdraw(self) -> None:
-        if self._run_dir is not None and self._instance is not None:
-            try:
-                withdraw(self._run_dir.instances, self._instance.name)
-            except OSError as error:
-                log.error("the instance file can't be removed", error=str(error))
 
 
 async def _all_closed(channels: Sequence[Channel[Any]]) -> None:
@@ -306,29 +288,6 @@ async def _within(seconds: float, who: str, waiting: Coroutine[Any, Any, None]) 
         log.warning("gave up waiting at the exit", who=who, seconds=seconds)
     except Exception:
         log.exception("an error at the exit", who=who)
-
-
-def _instance(spec: WorkerSpec, info: EngineInfo, socket_path: str) -> Instance:
-    start_time = process_start_time(os.getpid())
-    if start_time is None:
-        raise EngineError(
-            "/proc can't be read, so nobody could tell whether this worker lives", permanent=True
-        )
-    return Instance(
-        name=spec.name,
-        model=spec.model.name,
-        role=spec.role,
-        engine=spec.engine,
-        socket=socket_path,
-        pid=os.getpid(),
-        start_time=start_time,
-        fingerprint=spec.model.fingerprint,
-        block_size=info.block_size,
-        kv_blocks_total=info.kv_blocks_total,
-        kv_dtype=info.kv_dtype,
-        context_length=info.context_length,
-        capabilities=info.capabilities,
-    )
 
 
 def _shown(info: EngineInfo) -> dict[str, str]:

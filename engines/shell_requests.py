@@ -216,9 +216,7 @@ class Requests:
         if self._live.pop(key, None) is not None:
             del connection.streams[stream]
 
-    def _answer_error(
-        self, connection: PeerConnection, message: Generate, text: str, *, rejected: bool
-    ) -> None:
+    def _answer_error(self, connection: PeerConnection, message: Generate, text: str, *, rejected: bool) -> None:
         log.warning("request refused", request_id=message.request_id, reason=text, rejected=rejected)
         delta = Delta(message.id, finish="error", error=text, rejected=rejected)
         connection.channel.send(Step([delta]))
@@ -235,17 +233,13 @@ def _checked(connection: PeerConnection, message: Generate, key: int) -> Sequenc
     if message.sampling.max_tokens < 1:
         raise RequestRejected(f"max_tokens must be at least 1, not {message.sampling.max_tokens}")
     if len(message.isolation) != ISOLATION_BYTES:
-        raise RequestRejected(
-            f"the isolation key has {len(message.isolation)} bytes instead of {ISOLATION_BYTES}"
-        )
+        raise RequestRejected(f"the isolation key has {len(message.isolation)} bytes instead of {ISOLATION_BYTES}")
     if not message.tokens:
         raise RequestRejected("the prompt is empty")
     try:
         tokens = unpack_tokens(message.tokens)
     except ValueError as error:
-        raise RequestRejected(
-            f"malformed token ids: {len(message.tokens)} bytes are no whole number of u32"
-        ) from error
+        raise RequestRejected(f"malformed token ids: {len(message.tokens)} bytes are no whole number of u32") from error
     return SequenceRequest(
         key=key,
         request_id=message.request_id,

@@ -61,13 +61,19 @@ def down(
         )
     else:
         output.text(summary(stopped))
-    if stopped.survivors:
-        pids = ", ".join(map(str, stopped.survivors))
+    _require_none(stopped.survivors)
+    return ExitCode.OK
+
+
+def _require_none(survivors: tuple[int, ...]) -> None:
+    """Raises:
+    BoxError: some processes are left.
+    """
+    if survivors:
         raise BoxError(
-            f"these processes are still there: {pids}",
+            f"these processes are still there: {', '.join(map(str, survivors))}",
             remedy="a process that survives KILL waits for a device or a file system; look at its state with ps",
         )
-    return ExitCode.OK
 
 
 def summary(stopped: Stopped) -> str:
@@ -83,14 +89,15 @@ def summary(stopped: Stopped) -> str:
 def _clear_up(swept: Swept, *, as_json: bool) -> ExitCode:
     if as_json:
         output.json(
-            {"processes": 0, "killed": swept.killed, "freed_bytes": 0, "survivors": (), "swept": swept.pids}
+            {"processes": 0, "killed": swept.killed, "freed_bytes": 0, "survivors": swept.survivors, "swept": swept.pids}
         )
     if not swept.pids:
         raise NotRunning("no box is running, and none has left anything", remedy="start one with `dynbox up`")
     stderr.say("no box is running")
     if not as_json:
         pids = ", ".join(map(str, swept.pids))
-        output.text(f"cleared up {len(swept.pids)} leftover processes of a dead box (pids {pids})")
+        output.text(f"cleared up {swept.killed} of {len(swept.pids)} leftover processes of a dead box (pids {pids})")
+    _require_none(swept.survivors)
     return ExitCode.OK
 
 

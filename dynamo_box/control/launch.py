@@ -32,10 +32,11 @@ SUPERVISOR = (sys.executable, "-P", "-m", "dynamo_box.supervisor")
 
 
 class Swept(msgspec.Struct, frozen=True):
-    """Processes of dead boxes of this run dir that were found, and how many of them needed KILL."""
+    """Processes of dead boxes of this run dir that were found, how many of them are gone, and which are not."""
 
     pids: tuple[int, ...] = ()
     killed: int = 0
+    survivors: tuple[int, ...] = ()
 
 
 class Launching:

@@ -8,6 +8,7 @@ streams.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 from collections import deque
@@ -198,43 +199,39 @@ def _paths(directory: Path, process: str) -> list[Path]:
 def _open_all(directory: Path, process: str) -> list[BinaryIO]:
     files: list[BinaryIO] = []
     for path in _paths(directory, process):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # rotated away meanwhile, or not there yet
             files.append(path.open("rb"))
-        except FileNotFoundError:  # rotated away, or not there yet
-            continue
     return files
 
 
 def _from_oldest(directory: Path, process: str) -> Iterator[Entry]:
     at = 0.0
-    for file in _open_all(directory, process):
-        with file:
+    with contextlib.ExitStack() as stack:
+        for file in [stack.enter_context(file) for file in _open_all(directory, process)]:
             while line := file.readline(MAX_LINE):
                 entry = parse(line, process) or bare(line, process, at)
                 at = entry.at
                 yield entry
 
 
-def _last_of_process(
-    directory: Path, process: str, count: int, wanted: Predicate, start: float
-) -> list[Entry]:
+def _last_of_process(directory: Path, process: str, count: int, wanted: Predicate, start: float) -> list[Entry]:
     """At most `count` wanted lines, newest first."""
     found: list[Entry] = []
     undated: deque[bytes] = deque(maxlen=max(count, 1))
-    for file in reversed(_open_all(directory, process)):
-        with file:
-            for line in _lines_backwards(file):
-                if len(found) >= count:
-                    break
-                entry = parse(line, process)
-                if entry is None:
-                    undated.append(line)
-                    continue
-                if entry.at < start:
-                    return found
-                dated = (*(bare(each, process, entry.at) for each in undated), entry)
-                found.extend(each for each in dated if wanted(each))
-                undated.clear()
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(file) for file in _open_all(directory, process)]
+        for line in (line for file in reversed(files) for line in _lines_backwards(file)):
+            if len(found) >= count:
+                break
+            entry = parse(line, process)
+            if entry is None:
+                undated.append(line)
+                continue
+            if entry.at < start:
+                return found
+            dated = (*(bare(each, process, entry.at) for each in undated), entry)
+            found.extend(each for each in dated if wanted(each))
+            undated.clear()
     found.extend(each for line in undated if wanted(each := bare(line, process, start)))
     return found[:count]
 

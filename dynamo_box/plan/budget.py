@@ -21,7 +21,7 @@ CPU_FRACTION = 0.8
 
 @dataclass(frozen=True)
 class Allotment:
-    """KV bytes by worker (on each of its devices), whole blocks; `reasons` say what is missing by how much."""
+    """KV bytes by worker on each of its devices, whole blocks; `reasons` say what is missing by how much."""
 
     kv: Mapping[str, int]
     reasons: tuple[str, ...]
@@ -178,10 +178,7 @@ def _missing(device: str, workers: Sequence[WorkerMemory], capacity: int, name: 
 
 def _shorter_context(here: Sequence[WorkerMemory], for_kv: int) -> str | None:
     """The context with which everyone's least would fit, if only contexts are too long."""
-    if (
-        any(worker.kv is not None for worker in here)
-        or len({worker.worker.model.name for worker in here}) != 1
-    ):
+    if any(worker.kv is not None for worker in here) or len({worker.worker.model.name for worker in here}) != 1:
         return None
     blocks = for_kv // len(here) // here[0].block
     tokens = blocks * here[0].worker.model.block_size

@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from dynamo_box.profile.schema import Profile
 
 
-def fitting_profiles(
-    hardware: Hardware, facts: Mapping[str, ModelFacts], profiles: Mapping[str, Profile]
-) -> list[str]:
+def fitting_profiles(hardware: Hardware, facts: Mapping[str, ModelFacts], profiles: Mapping[str, Profile]) -> list[str]:
     """Names of those that can be planned here, simulated ones last."""
     from dynamo_box.plan.make import make_plan
 

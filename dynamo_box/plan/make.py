@@ -75,9 +75,7 @@ def make_plan(
 
     memories = [worker_memory(worker, profile.memory.kv_per_worker) for worker in placed]
     used = tuple(dict.fromkeys(device for worker in placed for device in worker.devices))
-    host_need = (
-        ROUTER_BYTES + FRONTEND_BYTES + 2 * GUARD_BYTES + sum(one.host + GUARD_BYTES for one in memories)
-    )
+    host_need = ROUTER_BYTES + FRONTEND_BYTES + 2 * GUARD_BYTES + sum(one.host + GUARD_BYTES for one in memories)
     capacity, unreadable = capacities(profile.memory, hardware, used, host_need)
     labels = {gpu.uuid: f"GPU {gpu.index} ({gpu.uuid})" for gpu in hardware.gpus}
     allotment = allot(memories, host_need, capacity, labels)
@@ -165,24 +163,16 @@ def _refusal(
     facts: Mapping[str, ModelFacts],
     shipped: Callable[[], Mapping[str, Profile]] | None,
 ) -> PlanRefused:
-    fitting = (
-        [one for one in fitting_profiles(hardware, facts, shipped()) if one != profile.name]
-        if shipped
-        else []
-    )
+    fitting = [one for one in fitting_profiles(hardware, facts, shipped()) if one != profile.name] if shipped else []
     remedy = f"shipped profiles that fit this machine: {', '.join(fitting)}" if fitting else None
-    return PlanRefused(
-        f"this machine can't carry profile {profile.name}", remedy=remedy, details=tuple(reasons)
-    )
+    return PlanRefused(f"this machine can't carry profile {profile.name}", remedy=remedy, details=tuple(reasons))
 
 
 def _warnings(profile: Profile, hardware: Hardware, placed: list[Placed]) -> tuple[str, ...]:
     found: list[str] = []
     computing = sum(computes_on_cpu(worker) for worker in placed)
     if computing > hardware.cpu.parallel:
-        found.append(
-            f"{computing} workers share {hardware.cpu.parallel} cores: they will slow each other down"
-        )
+        found.append(f"{computing} workers share {hardware.cpu.parallel} cores: they will slow each other down")
     if profile.simulate:
         found.append("simulated devices: speeds are a timing model's, and answers are not a model's")
     for worker in placed:

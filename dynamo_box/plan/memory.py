@@ -36,7 +36,7 @@ ACTIVATIONS_PER_TOKEN = 16  # hidden-sized rows alive at once in a Llama layer: 
 
 @dataclass(frozen=True)
 class Weights:
-    """`key` is what two workers on one device share if they have it in common; None for a copy of one's own."""
+    """Two workers on one device with the same `key` share them; None for a copy of one's own."""
 
     per_device: int
     arithmetic: str
@@ -95,7 +95,7 @@ def gpu_least_bytes(worker: WorkerMemory) -> int:
 
 
 def items(memory: WorkerMemory, kv: int, shared_with: str | None) -> tuple[ByteItem, ...]:
-    """The worker's bytes; `shared_with` names the worker on the same device that the weights are counted at."""
+    """The worker's bytes; `shared_with` names the worker whose weights on the same device are these."""
     found: list[ByteItem] = []
     blocks = kv // memory.block
     for device in memory.worker.devices:
@@ -140,9 +140,7 @@ def _native(worker: Placed) -> WorkerMemory:
         arithmetic = f"{parameters:,} × {item} B ({dtype}), the mapped file"
         weights = Weights(facts.weights_bytes, arithmetic, key=model.origin)
     else:
-        weights = Weights(
-            parameters * item, f"{parameters:,} × {item} B ({dtype}), a copy: stored as {facts.dtype}"
-        )
+        weights = Weights(parameters * item, f"{parameters:,} × {item} B ({dtype}), a copy: stored as {facts.dtype}")
     tokens = model.options.get("max_batch_tokens", NATIVE_STEP_TOKENS)
     tokens = tokens if isinstance(tokens, int) else NATIVE_STEP_TOKENS
     logits = 2 * model.max_batch * facts.vocab_size * 4
@@ -210,5 +208,6 @@ def _each(worker: Placed) -> str:
 
 def _block(facts: ModelFacts, block_size: int, item: int) -> tuple[int, str]:
     size = block_size * facts.layers * 2 * facts.kv_heads * facts.head_dim * item
-    text = f"{block_size} tokens × {facts.layers} layers × 2 × {facts.kv_heads} heads × {facts.head_dim} × {item} B"
+    heads = f"{facts.kv_heads} heads × {facts.head_dim}"
+    text = f"{block_size} tokens × {facts.layers} layers × 2 × {heads} × {item} B"
     return size, text

@@ -58,15 +58,11 @@ class Demand:
 def demands(profile: Profile, hardware: Hardware) -> list[Demand]:
     simulated = any(gpu.simulated for gpu in hardware.gpus)
     return [
-        _demand(model, role, workers, simulated)
-        for model in profile.served
-        for role, workers in model.workers.roles
+        _demand(model, role, workers, simulated) for model in profile.served for role, workers in model.workers.roles
     ]
 
 
-def place(
-    wanted: list[Demand], facts: Mapping[str, ModelFacts], hardware: Hardware
-) -> tuple[list[Placed], list[str]]:
+def place(wanted: list[Demand], facts: Mapping[str, ModelFacts], hardware: Hardware) -> tuple[list[Placed], list[str]]:
     """Workers in the order of the profile, and what is missing. `facts` are by the name a model is served
     under.
     """
@@ -113,9 +109,7 @@ def _missing_gpus(wanted: list[Demand], hardware: Hardware) -> list[str]:
             for demand in wanted
             if demand.count or demand.indices
         )
-        return [
-            f"needs {_gpus(need)} ({asked}), this machine has {have or 'none'}{why}: {need - have} missing"
-        ]
+        return [f"needs {_gpus(need)} ({asked}), this machine has {have or 'none'}{why}: {need - have} missing"]
     indices = {gpu.index for gpu in hardware.gpus}
     return [
         f"{demand.label} asks for GPU {index}; this machine has {', '.join(map(str, sorted(indices)))}"

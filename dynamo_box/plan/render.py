@@ -58,9 +58,7 @@ def _process_row(process: ProcessPlan) -> tuple[str, ...]:
     sums: dict[str, int] = {}
     for item in process.memory:
         sums[item.purpose] = sums.get(item.purpose, 0) + item.bytes
-    sizes = (
-        format_size(sums[purpose]) if purpose in sums else "-" for purpose in ("weights", "KV", "overhead")
-    )
+    sizes = (format_size(sums[purpose]) if purpose in sums else "-" for purpose in ("weights", "KV", "overhead"))
     return (
         process.name,
         " ".join(process.program),

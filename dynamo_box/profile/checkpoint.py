@@ -142,14 +142,10 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         start, end = tensor.data_offsets
         expected = math.prod(tensor.shape) * DTYPES[tensor.dtype][1]
         if start != position or end - start != expected or min(tensor.shape, default=0) < 0:
-            raise _refused(
-                path, f"tensor {name!r} lies at {start:,}–{end:,}; {expected:,} bytes from {position:,} fit"
-            )
+            raise _refused(path, f"tensor {name!r} lies at {start:,}–{end:,}; {expected:,} bytes from {position:,} fit")
         position = end
     if 8 + length + position != size:
-        raise _refused(
-            path, f"has {size:,} bytes where its tensors need {8 + length + position:,}: incomplete?"
-        )
+        raise _refused(path, f"has {size:,} bytes where its tensors need {8 + length + position:,}: incomplete?")
     return tensors
 
 

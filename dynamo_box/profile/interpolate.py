@@ -35,15 +35,14 @@ def _leaf(leaf: Leaf, environ: Environ[str, str], problems: list[Problem]) -> Le
         if match["dollar"]:
             return "$"
         if match["broken"]:
-            problems.append(
-                Problem(leaf.place, "${ must be ${NAME} or ${NAME:-default}; a dollar sign is $$")
-            )
+            problems.append(Problem(leaf.place, "${ must be ${NAME} or ${NAME:-default}; a dollar sign is $$"))
             return match[0]
         value = environ.get(match["name"])
         if match["default"] is not None:
             return value or match["default"]
         if value is None:
-            problem = f"the environment variable {match['name']} is not set; ${{{match['name']}:-…}} gives a default"
+            name = match["name"]
+            problem = f"the environment variable {name} is not set; ${{{name}:-…}} gives a default"
             problems.append(Problem(leaf.place, problem))
             return match[0]
         return value

@@ -27,7 +27,7 @@ def json_schema() -> dict[str, Any]:
     schema["properties"] = {
         "extends": {
             "type": "string",
-            "description": "A profile whose settings hold where this one says nothing: a name, or a path from here.",
+            "description": "A profile that holds where this one says nothing: its name, or a path from here.",
         },
         **schema["properties"],
     }

@@ -75,7 +75,7 @@ def load_text(text: str, name: str, environ: Environ[str, str] = os.environ) -> 
 
 
 def list_profiles(environ: Environ[str, str] = os.environ) -> list[ListedProfile]:
-    """By name; a profile of the user's hides a shipped one of the same name. One that can't be used says why."""
+    """By name; the user's own hide shipped ones of the same name. One that can't be used says why."""
     found: dict[str, ListedProfile] = {}
     for directory, shipped in ((shipped_directory(), True), (user_directory(environ), False)):
         for path in profile_files(directory):
@@ -116,9 +116,7 @@ def _find(reference: str, environ: Environ[str, str], beside: Path | None = None
         if path.is_dir():
             raise ProfileError(f"{reference} is a directory, not a profile")
         if not path.exists():
-            raise ProfileError(
-                f"no profile at {reference}", remedy="see `dynbox profile list` for those with a name"
-            )
+            raise ProfileError(f"no profile at {reference}", remedy="see `dynbox profile list` for those with a name")
         return path
     for directory in (user_directory(environ), shipped_directory()):
         for suffix in SUFFIXES:
@@ -188,9 +186,7 @@ def merge(base: Mapping, over: Mapping) -> Mapping:
     entries = dict(base.entries)
     for key, value in over.entries.items():
         below = entries.get(key)
-        entries[key] = (
-            merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-        )
+        entries[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
     return Mapping(over.place, entries, {**base.keys, **over.keys})
 
 

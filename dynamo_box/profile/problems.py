@@ -71,9 +71,7 @@ def _follows(detail: ErrorDetails, errors: list[ErrorDetails], unknown: list[Loc
     """
     location = detail["loc"]
     if detail["type"] == "too_short":
-        return any(
-            len(one["loc"]) > len(location) and one["loc"][: len(location)] == location for one in errors
-        )
+        return any(len(one["loc"]) > len(location) and one["loc"][: len(location)] == location for one in errors)
     return not location and any(len(one) == 1 for one in unknown)
 
 
@@ -155,10 +153,11 @@ def _complaint(detail: ErrorDetails, context: dict[str, typing.Any]) -> str:
         words, limit = _LIMITS[kind]
         return f"must be {words} {context[limit]:g}, not {given}"
     if kind == "literal_error":
-        allowed = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
-        return f"can't be {given}; {nearest(str(detail['input']), allowed)}"
+        choices = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
+        return f"can't be {given}; {nearest(str(detail['input']), choices)}"
     if kind == "string_pattern_mismatch":
-        return f"can't be {given}: letters, digits, '.', '-' and '_', beginning with a letter or digit, at most 64"
+        allowed = "letters, digits, '.', '-' and '_', beginning with a letter or digit, at most 64"
+        return f"can't be {given}: {allowed}"
     if kind == "value_error":
         return str(context["error"])
     return f"{detail['msg'][0].lower()}{detail['msg'][1:]}"

@@ -36,9 +36,7 @@ class Impossible(ValueError):
 
 
 _SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]}
-_DURATION_SCHEMA = {
-    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": DURATION_PATTERN}]
-}
+_DURATION_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": DURATION_PATTERN}]}
 
 Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
 PositiveSize = Annotated[Size, Field(gt=0)]
@@ -112,13 +110,14 @@ class RoleWorkers(Section):
             text = f"{count} GPUs can't be shared out to replicas of tensor_parallel {self.tensor_parallel}"
             raise Impossible((("devices",), text))
         if isinstance(count, int) and count > self.replicas * self.tensor_parallel:
-            text = f"{count} GPUs are more than {self.replicas} × {self.tensor_parallel} (replicas × tensor_parallel)"
+            need = f"{self.replicas} × {self.tensor_parallel}"
+            text = f"{count} GPUs are more than {need} (replicas × tensor_parallel)"
             raise Impossible((("devices",), text))
         return self
 
 
 class Workers(Section):
-    """Either aggregated workers, or prefill and decode workers. A bare number stands for aggregated replicas."""
+    """Aggregated workers, or prefill and decode workers. A bare number stands for aggregated replicas."""
 
     aggregated: RoleWorkers | None = Field(default=None, description="Workers that do prefill and decode.")
     prefill: RoleWorkers | None = Field(default=None, description="Workers that only compute prompts.")
@@ -128,9 +127,7 @@ class Workers(Section):
     def _possible(self) -> Workers:
         problems: list[tuple[Location, str]] = []
         if self.aggregated and (self.prefill or self.decode):
-            problems.append(
-                (("aggregated",), "a model has aggregated workers, or prefill and decode workers")
-            )
+            problems.append((("aggregated",), "a model has aggregated workers, or prefill and decode workers"))
         elif bool(self.prefill) != bool(self.decode):
             there, missing = ("prefill", "decode") if self.prefill else ("decode", "prefill")
             problems.append(((there,), f"{there} workers need {missing} workers beside them"))
@@ -142,9 +139,7 @@ class Workers(Section):
     def roles(self) -> tuple[tuple[str, RoleWorkers], ...]:
         """In start order; one aggregated worker where nothing is said."""
         named = (("prefill", self.prefill), ("decode", self.decode), ("aggregated", self.aggregated))
-        return tuple((role, workers) for role, workers in named if workers) or (
-            ("aggregated", RoleWorkers()),
-        )
+        return tuple((role, workers) for role, workers in named if workers) or (("aggregated", RoleWorkers()),)
 
 
 class ServedModel(Section):
@@ -181,9 +176,7 @@ class ServedModel(Section):
             if workers.devices == "cpu" and self.engine not in CPU_ENGINES:
                 problems.append((at, f"the {self.engine} engine needs GPUs; native and mock run on the cpu"))
             if self.engine == "native" and workers.tensor_parallel > 1:
-                problems.append(
-                    (("workers", role, "tensor_parallel"), "the native engine has no tensor parallelism")
-                )
+                problems.append((("workers", role, "tensor_parallel"), "the native engine has no tensor parallelism"))
         if self.context_length is not None and self.context_length < self.block_size:
             text = f"a context of {self.context_length} tokens is shorter than a block of {self.block_size}"
             problems.append((("context_length",), text))
@@ -197,9 +190,7 @@ class RouterSettings(Section):
     overlap_weight: float = Field(
         default=1.0, ge=0, le=1000, description="What a cached prompt block counts (mode kv)."
     )
-    temperature: float = Field(
-        default=0.0, ge=0, le=100, description="0 takes the cheapest worker (mode kv)."
-    )
+    temperature: float = Field(default=0.0, ge=0, le=100, description="0 takes the cheapest worker (mode kv).")
     lease_ttl: Duration = Field(
         default=300.0, gt=0, description="A request unheard of for so long no longer counts as load."
     )
@@ -213,12 +204,8 @@ class FrontendSettings(Section):
         default=1024, ge=1, le=1_000_000, description="Requests that may wait or run; one more gets a 503."
     )
     max_body: PositiveSize = Field(default=8 * 1024 * 1024, description="Largest request body.")
-    discovery_timeout: Duration = Field(
-        default=10.0, description="Longest wait for a router or a worker to appear."
-    )
-    migration_limit: int = Field(
-        default=0, ge=0, le=100, description="How often a request may move to another worker."
-    )
+    discovery_timeout: Duration = Field(default=10.0, description="Longest wait for a router or a worker to appear.")
+    migration_limit: int = Field(default=0, ge=0, le=100, description="How often a request may move to another worker.")
 
 
 class Tiers(Section):
@@ -316,9 +303,7 @@ class Profile(Section):
             for index, model in enumerate(self.served):
                 at: Location = ("model",) if self.model else ("models", index)
                 if model.engine != "mock":
-                    problems.append(
-                        ((*at, "engine"), f"simulated devices carry the mock engine, not {model.engine}")
-                    )
+                    problems.append(((*at, "engine"), f"simulated devices carry the mock engine, not {model.engine}"))
         if problems:
             raise Impossible(*problems)
         return self

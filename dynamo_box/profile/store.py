@@ -51,7 +51,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredModel(msgspec.Struct, frozen=True):
-    """A whole model. `fingerprint` (32 hex digits) is that of all its files; `source` says where they came from."""
+    """A whole model. `fingerprint` (32 hex digits) is over all its files; `source` says where they came from."""
 
     name: str
     path: Path
@@ -127,9 +127,7 @@ class ModelStore:
                 path.rename(doomed)
                 shutil.rmtree(doomed)
             except OSError as error:
-                raise BoxError(
-                    f"can't remove {path}: {error.strerror}", remedy="check its permissions"
-                ) from error
+                raise BoxError(f"can't remove {path}: {error.strerror}", remedy="check its permissions") from error
         return size
 
     def partial_path(self, name: str, purpose: str) -> Path:
@@ -146,7 +144,7 @@ class ModelStore:
 
     @contextmanager
     def lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
-        """Be the only one who writes that model, across processes; the kernel releases it when the holder dies.
+        """Be the only writer of that model, across processes; the kernel releases it when the holder dies.
 
         Yields whether it was got: with `wait=False`, False at once if somebody else has it.
         """
@@ -206,9 +204,7 @@ def _read(path: Path) -> StoredModel | BrokenModel:
         path=path,
         source=manifest.source,
         fingerprint=manifest.fingerprint,
-        facts=msgspec.structs.replace(
-            manifest.facts, name=path.name, path=str(path), fingerprint=manifest.fingerprint
-        ),
+        facts=msgspec.structs.replace(manifest.facts, name=path.name, path=str(path), fingerprint=manifest.fingerprint),
         files=manifest.files,
         created=manifest.created,
     )

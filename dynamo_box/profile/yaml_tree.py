@@ -20,9 +20,7 @@ MAX_DEPTH = 40
 
 Scalar = str | int | float | bool | None
 _CORE = "tag:yaml.org,2002:"
-_CORE_TAGS = frozenset(
-    _CORE + kind for kind in ("str", "int", "float", "bool", "null", "timestamp", "map", "seq")
-)
+_CORE_TAGS = frozenset(_CORE + kind for kind in ("str", "int", "float", "bool", "null", "timestamp", "map", "seq"))
 
 
 class Place(NamedTuple):
@@ -46,7 +44,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A scalar as written; `plain` is False where quotes or a block style make it a string whatever it says."""
+    """A scalar as written; `plain` is False where quotes or a block style make it a text."""
 
     place: Place
     text: str

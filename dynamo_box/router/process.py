@@ -32,6 +32,8 @@ class RouterProcess:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[int] = self._loop.create_future()
+        # Made before it is connected: the first command may come before the connection call returns.
+        self._status: StatusChannel = Channel(status.parent_decoder, self._on_command, self._on_supervisor_gone)
         self._router: Router | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 

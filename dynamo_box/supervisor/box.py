@@ -38,6 +38,7 @@ from dynamo_box.supervisor.procfs import resident_bytes
 from dynamo_box.supervisor.snapshot_builder import build
 from dynamo_box.supervisor.states import State
 from dynamo_box.supervisor.sweep import kill_carriers
+from dynamo_box.supervisor.waiting import first_of
 
 FRONTEND = "frontend"
 COMMAND_TIMEOUT_S = 10.0
@@ -69,9 +70,7 @@ class Box:
     change.
     """
 
-    def __init__(
-        self, plan: Plan, run_dir: RunDir, logs: Path, run_id: RunId, environment: Mapping[str, str]
-    ) -> None:
+    def __init__(self, plan: Plan, run_dir: RunDir, logs: Path, run_id: RunId, environment: Mapping[str, str]) -> None:
         self.plan = plan
         self.state = BoxState.STARTING
         self.cause = ""
@@ -132,7 +131,7 @@ class Box:
     async def _bring_up_unless_fatal(self) -> None:
         bring_up = self._loop.create_task(self._bring_up())
         try:
-            await asyncio.wait({bring_up, self._start_failed}, return_when=asyncio.FIRST_COMPLETED)
+            await first_of(bring_up, self._start_failed)
             if self._start_failed.done():
                 raise self._start_failed.result().failure_error()
             await bring_up
@@ -179,22 +178,24 @@ class Box:
             BoxError: it didn't come back, or this is no time for it.
         """
         child = self.child(name)
-        if self.state not in (BoxState.READY, BoxState.DEGRADED):
-            raise BoxError(f"the box is {self.state}", remedy="wait until it is ready")
+        self._check_is_up()
         if name in self._restarting:
             raise BoxError(f"{name} is being restarted already")
         self._restarting.add(name)
         try:
             self.events.add("info", name, "restart was asked for")
             await child.stop(drain_s)
-            if self.state is BoxState.STOPPING:
-                raise BoxError("the box was stopped meanwhile")
+            self._check_is_up()
             if child.plan.kind == FRONTEND and self._listener is None:
                 self._listener = listener.bind(self.plan.host, self.plan.port)
             child.start()
             await child.wait_ready()
         finally:
             self._restarting.discard(name)
+
+    def _check_is_up(self) -> None:
+        if self.state not in (BoxState.READY, BoxState.DEGRADED):
+            raise BoxError(f"the box is {self.state}", remedy="processes can be restarted while it is ready")
 
     async def set_option(self, name: str, key: str, value: str) -> str:
         """Raises BoxError when the process refuses, or can't be asked."""
@@ -248,9 +249,7 @@ class Box:
         freed = sum(child.resident_bytes or 0 for child in running)
         deadline = self._loop.time() + drain_s
         self._close_listener()
-        for _, group in itertools.groupby(
-            reversed(self.children.values()), key=lambda child: child.plan.kind
-        ):
+        for _, group in itertools.groupby(reversed(self.children.values()), key=lambda child: child.plan.kind):
             left_s = max(0.0, deadline - self._loop.time())
             await asyncio.gather(*(child.stop(left_s) for child in group))
         self._end_adopted()

@@ -41,9 +41,7 @@ async def one_token(endpoint: str, model: str, deadline_s: float = DEADLINE_S) -
         if status not in _NOT_YET:
             raise BoxError(f"model {model} doesn't answer: {last}", remedy="see `dynbox logs`")
         await asyncio.sleep(_RETRY_S)
-    raise TimedOut(
-        f"model {model} gave no token within {deadline_s:g} s (last: {last})", remedy="see `dynbox logs`"
-    )
+    raise TimedOut(f"model {model} gave no token within {deadline_s:g} s (last: {last})", remedy="see `dynbox logs`")
 
 
 def _post(endpoint: str, model: str, timeout_s: float) -> tuple[int, Any]:

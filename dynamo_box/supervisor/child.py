@@ -9,7 +9,6 @@ asks `states` what to do.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import socket
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from dynamo_box.snapshot import Progress
 from dynamo_box.supervisor.life import Ending, Life, Surroundings
 from dynamo_box.supervisor.logs import ProcessLog
 from dynamo_box.supervisor.states import Retry, State, after_failure, check
+from dynamo_box.supervisor.waiting import done_within, first_of, set_within
 
 LAST_LINES = 20
 LINGER_S = 5.0
@@ -132,7 +132,7 @@ class Child:
             if drain_s > 0 and self.state is State.READY:
                 self._to(State.DRAINING)
                 life.send(status.Drain(drain_s))
-                await _wait(life.ended, drain_s)
+                await done_within(life.ended, drain_s)
             if not life.ended.done():
                 await self._end(life)
         if self._task is not None:
@@ -145,7 +145,7 @@ class Child:
             self._to(State.STOPPING)
         life.send(status.Stop())
         life.terminate(STOP_GRACE_S)
-        if not await _wait(life.ended, STOP_GRACE_S + GUARD_PATIENCE_S):
+        if not await done_within(life.ended, STOP_GRACE_S + GUARD_PATIENCE_S):
             life.kill()
             await life.ended
 
@@ -164,7 +164,7 @@ class Child:
             raise NotRunning(f"{self.name} was not started")
         ready = self._loop.create_task(self._ready.wait())
         try:
-            await asyncio.wait({ready, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            await first_of(ready, self._task)
         finally:
             ready.cancel()
         if not self._ready.is_set():
@@ -187,13 +187,12 @@ class Child:
             BoxError: too many commands wait already.
         """
         if self._life is None or not self.is_ready:
-            raise NotRunning(
-                f"{self.name} is {self.state}", remedy="wait until `dynbox ps` shows it as ready"
-            )
+            raise NotRunning(f"{self.name} is {self.state}", remedy="wait until `dynbox ps` shows it as ready")
         if len(self._answers) >= MAX_PENDING_COMMANDS:
             raise BoxError(f"{self.name} has {MAX_PENDING_COMMANDS} unanswered commands already")
         number = next(self._command_ids)
-        answer = self._answers[number] = self._loop.create_future()
+        answer: asyncio.Future[status.Answer] = self._loop.create_future()
+        self._answers[number] = answer
         try:
             self._life.send(make(number))
             async with asyncio.timeout(timeout_s):
@@ -225,7 +224,7 @@ class Child:
             self._failures = verdict.failures
             self._to(State.BACKOFF)
             self._emit("warning", f"{cause}; restart in {verdict.delay_s:g} s")
-            if not await _wait(self._loop.create_task(self._stop_wanted.wait()), verdict.delay_s):
+            if not await set_within(self._stop_wanted, verdict.delay_s):
                 self.restarts += 1
 
     async def _live(self) -> None:
@@ -250,9 +249,7 @@ class Child:
             life.terminate(STOP_GRACE_S)
         timed_out = not await self._ready_in_time(life)
         if timed_out and not self._stop_wanted.is_set():
-            self._broken = (
-                f"no progress for {self.plan.start_deadline_s:g} s while {self.phase or 'starting'}"
-            )
+            self._broken = f"no progress for {self.plan.start_deadline_s:g} s while {self.phase or 'starting'}"
             life.terminate(STOP_GRACE_S)
         ending = await life.ended
         if self._linger is not None:
@@ -278,7 +275,7 @@ class Child:
         ready = self._loop.create_task(self._ready.wait())
         try:
             async with asyncio.timeout(self.plan.start_deadline_s) as self._start_timeout:
-                await asyncio.wait({ready, life.ended}, return_when=asyncio.FIRST_COMPLETED)
+                await first_of(ready, life.ended)
         except TimeoutError:
             return False
         finally:
@@ -364,15 +361,3 @@ class Child:
         if state is not State.READY:
             self._ready.clear()
         self._changed(self)
-
-
-async def _wait(awaited: asyncio.Future[Ending] | asyncio.Task[bool], timeout_s: float) -> bool:
-    """Wait for it without cancelling a future of somebody else; a task made for this is cancelled on
-    time-out.
-    """
-    done, _ = await asyncio.wait({awaited}, timeout=timeout_s)
-    if not done and isinstance(awaited, asyncio.Task):
-        awaited.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await awaited
-    return bool(done)

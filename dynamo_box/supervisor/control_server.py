@@ -152,9 +152,7 @@ class _Client:
         if len(self._tasks) >= MAX_TASKS_PER_CLIENT:
             work.close()
             self._channel.send(
-                control.Error(
-                    request_id, ExitCode.FAILED, f"{MAX_TASKS_PER_CLIENT} requests are under way already"
-                )
+                control.Error(request_id, ExitCode.FAILED, f"{MAX_TASKS_PER_CLIENT} requests are under way already")
             )
             return
 

@@ -1,26 +1,20 @@
-"""Which box a process belongs to: `DYNBOX_RUN_ID=<run dir hash>.<supervisor pid>.<its start time>` in its
+"""Which box a process belongs to: `DYNBOX_RUN_ID=<run dir key>.<supervisor pid>.<its start time>` in its
 environment.
 
 The start time makes the id unique across reuse of the pid, so "is that box alive?" has one answer, and the
-hash lets two boxes with run dirs of their own ignore each other.
+key lets two boxes with run dirs of their own ignore each other.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from hashlib import blake2b
-from pathlib import Path
 
 from dynamo_box.discovery.instances import process_start_time
+from dynamo_box.paths import RunDir
 
 RUN_ID_VARIABLE = "DYNBOX_RUN_ID"
 PROCESS_VARIABLE = "DYNBOX_PROCESS"
-
-
-def run_dir_hash(root: Path) -> str:
-    """12 hex digits that name a run dir, whatever way its path is written."""
-    return blake2b(os.fsencode(os.path.realpath(root)), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -30,9 +24,9 @@ class RunId:
     start_time: int
 
     @classmethod
-    def of_this_process(cls, run_dir: Path) -> RunId:
+    def of_this_process(cls, run_dir: RunDir) -> RunId:
         pid = os.getpid()
-        return cls(run_dir_hash(run_dir), pid, process_start_time(pid) or 0)
+        return cls(run_dir.key, pid, process_start_time(pid) or 0)
 
     @classmethod
     def parse(cls, text: str) -> RunId | None:

@@ -23,9 +23,9 @@ from dynamo_box.protocol.framing import BlockingChannel, FrameError, encode_fram
 from dynamo_box.supervisor.guard import PR_SET_CHILD_SUBREAPER, prctl
 from dynamo_box.supervisor.identity import RunId
 from dynamo_box.supervisor.lock import Holder, RunDirLock
-from dynamo_box.supervisor.logs import SUPERVISOR, OwnLog, logs_dir
+from dynamo_box.supervisor.logs import SUPERVISOR, OwnLog
 from dynamo_box.supervisor.supervision import Supervision, print_error, run_on_uvloop
-from dynamo_box.supervisor.sweep import sweep_locked
+from dynamo_box.supervisor.sweep import sweep, sweep_locked
 
 LAUNCH_TIMEOUT_S = 30.0
 
@@ -67,10 +67,10 @@ def launch_from_memfd(fd: int) -> Launched:
 def carry_out(launched: Launched) -> int:
     """Run the box until it is stopped; the exit status of the supervisor."""
     run_dir = paths.run_dir()
-    logs = logs_dir(run_dir, paths.home())
+    logs = paths.logs_dir(run_dir, paths.home())
     try:
         run_dir.create()
-        run_id = RunId.of_this_process(run_dir.root)
+        run_id = RunId.of_this_process(run_dir)
         lock = RunDirLock.acquire(run_dir.lock, Holder(os.getpid(), launched.plan.profile, str(run_id)))
         swept = sweep_locked(run_dir)
         if swept.survivors:
@@ -121,17 +121,25 @@ def _refuse(launched: Launched, error: BoxError) -> int:
     if launched.link is None:
         print_error(error)
     else:
-        reply = control.Error(
-            launched.request_id, int(error.exit_code), error.what, error.remedy or "", error.details
-        )
+        reply = control.Error(launched.request_id, int(error.exit_code), error.what, error.remedy or "", error.details)
         with contextlib.suppress(OSError):  # they have gone
             launched.link.sendall(encode_frame(reply))
         launched.link.close()
     return int(error.exit_code)
 
 
+def _sweep() -> int:
+    try:
+        report = sweep(paths.run_dir())
+    except BoxError as error:
+        print_error(error)
+        return int(error.exit_code)
+    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+    return ExitCode.FAILED if report.survivors else ExitCode.OK
+
+
 def main(arguments: list[str]) -> int:
-    """`--launch-fd N` or `--plan-fd N`."""
+    """`--launch-fd N`, `--plan-fd N`, or `--sweep` (for `dynbox down` without a box: a report as JSON on stdout)."""
     match arguments:
         case ["--launch-fd", fd] if fd.isdecimal():
             try:
@@ -147,6 +155,8 @@ def main(arguments: list[str]) -> int:
                 sys.stderr.write(f"error: descriptor {fd} holds no plan: {error}\n")
                 return ExitCode.USAGE
             return carry_out(launched)
+        case ["--sweep"]:
+            return _sweep()
         case _:
-            sys.stderr.write("usage: python -m dynamo_box.supervisor --launch-fd N | --plan-fd N\n")
+            sys.stderr.write("usage: python -m dynamo_box.supervisor --launch-fd N | --plan-fd N | --sweep\n")
             return ExitCode.USAGE

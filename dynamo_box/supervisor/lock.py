@@ -24,11 +24,7 @@ class RunDirHeld(BoxError):
     """Another supervisor has the run dir; `holder` is None when it hasn't said yet who it is."""
 
     def __init__(self, path: Path, holder: Holder | None) -> None:
-        who = (
-            f"profile {holder.profile}, supervisor pid {holder.pid}"
-            if holder
-            else "a box that is just starting"
-        )
+        who = f"profile {holder.profile}, supervisor pid {holder.pid}" if holder else "a box that is just starting"
         super().__init__(
             f"{path.parent} is held by {who}",
             remedy="`dynbox down` stops it; another DYNBOX_RUN_DIR and port run a second box beside it",

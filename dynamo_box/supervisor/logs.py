@@ -2,8 +2,7 @@
 crash.
 
 A line that is already such an object passes through unchanged; any other is wrapped as the `event` of one.
-Files are `<logs>/<run dir hash>/<process>.log` and `.1`, `.2` …, so that two boxes with one home don't mix,
-and `dynbox logs` finds them without a running box.
+Files are `<process>.log`, `.log.1`, `.log.2` … in the box's `paths.logs_dir`.
 """
 
 from __future__ import annotations
@@ -18,20 +17,12 @@ from typing import Any
 
 import msgspec
 
-from dynamo_box.paths import Home, RunDir
-from dynamo_box.supervisor.identity import run_dir_hash
-
 MAX_LINE = 16 * 1024
 READ_SIZE = 64 * 1024
 KEPT_LINES = 200
 ROTATE_BYTES = 10 * 1024 * 1024
 ROTATE_FILES = 3
 SUPERVISOR = "supervisor"
-
-
-def logs_dir(run_dir: RunDir, home: Home) -> Path:
-    """Where the processes of the box with this run dir log."""
-    return home.logs / run_dir_hash(run_dir.root)
 
 
 class RotatingFile:
@@ -145,10 +136,7 @@ def structured(process: str, raw: bytes, now: datetime.datetime) -> bytes:
         if fields is not None and "ts" in fields and "event" in fields:
             return raw + b"\n"
     text = raw.decode("utf-8", "replace").rstrip("\r")
-    return (
-        msgspec.json.encode({"ts": _timestamp(now), "level": "info", "process": process, "event": text})
-        + b"\n"
-    )
+    return msgspec.json.encode({"ts": _timestamp(now), "level": "info", "process": process, "event": text}) + b"\n"
 
 
 def readable(line: bytes) -> list[str]:

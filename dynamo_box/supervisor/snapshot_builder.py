@@ -33,11 +33,7 @@ def model_info(model: ModelSpec, box_state: str, children: Sequence[Child]) -> M
     ready = [child for child in workers if child.is_ready]
     roles = {child.plan.role for child in workers}
     others = [child for child in children if child.plan.model is None]
-    whole = (
-        bool(ready)
-        and {child.plan.role for child in ready} == roles
-        and all(child.is_ready for child in others)
-    )
+    whole = bool(ready) and {child.plan.role for child in ready} == roles and all(child.is_ready for child in others)
     if box_state == "starting":
         state = "starting"
     else:

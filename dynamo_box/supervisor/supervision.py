@@ -31,9 +31,12 @@ from dynamo_box.supervisor.identity import RunId
 from dynamo_box.supervisor.logs import SUPERVISOR, OwnLog
 from dynamo_box.supervisor.sdnotify import Notifier
 from dynamo_box.supervisor.sweep import SweepReport
+from dynamo_box.supervisor.waiting import done_within, first_of
 
 LAUNCH_HZ = 10.0
 TICK_S = 1.0
+LAST_WORD_S = 1.0
+"""For the launcher to read why the start failed."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Supervision:
 
     async def _until_stop(self, starting: asyncio.Task[None]) -> tuple[ExitCode, BoxError | None]:
         """Return when the box has to be stopped: its exit code, and the error if it didn't come up."""
-        await asyncio.wait({starting, self._stop}, return_when=asyncio.FIRST_COMPLETED)
+        await first_of(starting, self._stop)
         if not starting.done():
             starting.cancel()
             with contextlib.suppress(asyncio.CancelledError, BoxError):
@@ -112,9 +115,7 @@ class Supervision:
             starting.result()
         except BoxError as error:
             return error.exit_code, error
-        self._notifier.send(
-            "READY=1", f"STATUS={self._box.plan.profile} answers at {self._box.plan.endpoint}"
-        )
+        self._notifier.send("READY=1", f"STATUS={self._box.plan.profile} answers at {self._box.plan.endpoint}")
         await self._close_link(None)
         request = await self._stop
         self._box.events.add("info", None, f"stopping: {request.reason}")
@@ -171,11 +172,9 @@ class Supervision:
                 print_error(failure)
             return
         self._drop_link()
-        link.send(
-            error_reply(self._request_id, failure) if failure else control.Done(self._request_id, "ready")
-        )
+        link.send(error_reply(self._request_id, failure) if failure else control.Done(self._request_id, "ready"))
         link.close()
-        await asyncio.wait({link.closed}, timeout=1.0)
+        await done_within(link.closed, LAST_WORD_S)
 
     def _drop_link(self) -> None:
         self._link = None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from dynamo_box.paths import RunDir
 from dynamo_box.supervisor import cgroups
-from dynamo_box.supervisor.identity import PROCESS_VARIABLE, RUN_ID_VARIABLE, RunId, run_dir_hash
+from dynamo_box.supervisor.identity import PROCESS_VARIABLE, RUN_ID_VARIABLE, RunId
 from dynamo_box.supervisor.lock import Holder, RunDirLock
 from dynamo_box.supervisor.procfs import environment_variable, pids
 
@@ -62,10 +62,9 @@ def sweep_locked(run_dir: RunDir) -> SweepReport:
 
 def sweep_processes(run_dir: RunDir) -> SweepReport:
     """Kill what carries the id of a dead box of this run dir; a living box's processes are left alone."""
-    directory = run_dir_hash(run_dir.root)
 
     def is_leftover(run_id: RunId) -> bool:
-        return run_id.directory == directory and not run_id.is_alive
+        return run_id.directory == run_dir.key and not run_id.is_alive
 
     cgroups.kill_leftovers(is_leftover)
     return kill_carriers(is_leftover)

@@ -41,11 +41,7 @@ def parse_options(options: Mapping[str, bool | int | float | str]) -> MockOption
     for key in options:
         if key not in MockOptions.__struct_fields__:
             near = difflib.get_close_matches(key, MockOptions.__struct_fields__, n=1)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"there are {', '.join(MockOptions.__struct_fields__)}"
-            )
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(MockOptions.__struct_fields__)}"
             raise EngineError(f"the mock engine has no option {key!r}", remedy=hint, permanent=True)
     try:
         parsed = msgspec.convert(options, MockOptions)

@@ -1,128 +1,16 @@
-"""A box driven as a person drives it: the real command, the real processes, the real model."""
+"""Boxes to test, torn down and checked for leftovers afterwards."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import openai
 import pytest
 
-COMMAND_DEADLINE_S = 120
-CONDITION_DEADLINE_S = 60
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def eventually(condition: Callable[[], Any], what: str, deadline_s: float = CONDITION_DEADLINE_S) -> Any:
-    """The first true result of `condition`, asked again and again until the deadline."""
-    end = time.monotonic() + deadline_s
-    while True:
-        result = condition()
-        if result:
-            return result
-        if time.monotonic() > end:
-            pytest.fail(f"not within {deadline_s} s: {what}")
-        time.sleep(0.02)
-
-
-class Box:
-    """One run dir, one home, one port."""
-
-    def __init__(self, run: Path, home: Path) -> None:
-        self.run_dir = run
-        self.home = home
-        self.port = free_port()
-        self.env = {**os.environ, "DYNBOX_RUN_DIR": str(run), "DYNBOX_HOME": str(home), "NO_COLOR": "1"}
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "dynamo_box", *arguments]
-
-    def dynbox(
-        self, *arguments: str, code: int = 0, deadline_s: float = COMMAND_DEADLINE_S, stdin: str | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run `dynbox` and hold it to its exit code."""
-        done = subprocess.run(
-            self.command(*arguments),
-            env=self.env,
-            capture_output=True,
-            text=True,
-            timeout=deadline_s,
-            input=stdin if stdin is not None else "",
-        )
-        assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
-
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*arguments),
-            env=self.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def up(self, profile: str = "smollm2", *more: str) -> subprocess.CompletedProcess[str]:
-        return self.dynbox("up", "--profile", profile, "--port", str(self.port), *more)
-
-    def ps(self) -> dict[str, Any]:
-        result: dict[str, Any] = json.loads(self.dynbox("ps", "--json").stdout)
-        return result
-
-    def process(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = next(each for each in self.ps()["processes"] if each["name"] == name)
-        return found
-
-    def wait_ready(self) -> dict[str, Any]:
-        def ready() -> dict[str, Any] | None:
-            state = self.ps()
-            whole = all(each["state"] == "ready" for each in state["processes"])
-            return state if whole and state["box"]["state"] == "ready" else None
-
-        result: dict[str, Any] = eventually(ready, "every process ready")
-        return result
-
-    def client(self, **options: Any) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, **options)
-
-    def pids(self) -> set[int]:
-        """Every live process that carries this box's run dir in its environment, the command line apart."""
-        wanted = f"DYNBOX_RUN_DIR={self.run_dir}".encode()
-        found = set()
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit() or int(entry.name) == os.getpid():
-                continue
-            try:
-                environment = (entry / "environ").read_bytes().split(b"\0")
-                state = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0]
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-            if wanted in environment and state != b"Z":
-                found.add(int(entry.name))
-        return found
-
-    def down(self) -> None:
-        self.dynbox("down", "--drain", "5")
-
-    def destroy(self) -> None:
-        subprocess.run(self.command("down", "--drain", "0"), env=self.env, capture_output=True, timeout=60)
-        leftovers = self.pids()
-        for pid in leftovers:
-            os.kill(pid, signal.SIGKILL)
-        assert not leftovers, f"processes left behind: {leftovers}"
+from box_under_test import Box
 
 
 @pytest.fixture

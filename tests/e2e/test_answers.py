@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from conftest import Box, eventually
+from box_under_test import Box, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -70,10 +70,8 @@ def test_async_clients_beside_each_other_each_get_their_own_answer(running: Box)
             return await asyncio.gather(*(ask(client, each) for each in ("France", "Italy", "Germany", "France")))
 
     france, italy, germany, again = asyncio.run(scenario())
-    assert "Paris" in france
-    assert "Rome" in italy
-    assert "Berlin" in germany
-    assert france == again
+    assert france == again == "The capital of France is Paris."
+    assert len({france, italy, germany}) == 3
 
 
 def test_a_seed_repeats_and_another_seed_does_not(running: Box) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from conftest import Box, eventually, free_port
+from box_under_test import Box, eventually, free_port
 
 pytestmark = pytest.mark.slow
 

@@ -54,9 +54,7 @@ def test_a_lost_gpu_leaves_the_others() -> None:
     assert problem == "NVML can't open GPU 0"
 
 
-@pytest.mark.parametrize(
-    "error", [pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH]
-)
+@pytest.mark.parametrize("error", [pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH])
 def test_nvml_that_does_not_start_is_a_reason(error: int) -> None:
     gpus, driver, problem = read_gpus(FakeNvml([FakeGpu("GPU-a")], init_error=error))
     assert (gpus, driver) == ((), None)

@@ -50,9 +50,7 @@ def _build(store: ModelStore, name: str, source: Source, progress: Progress) -> 
     with staging(store, name) as stage:
         _fetch(source, stage, progress)
         progress("checking", 0, None, "")
-        return commit(
-            store, stage, source=str(source), facts=facts_of(stage.model, name=name, source=str(source))
-        )
+        return commit(store, stage, source=str(source), facts=facts_of(stage.model, name=name, source=str(source)))
 
 
 def _fetch(source: Source, stage: Staging, progress: Progress) -> None:

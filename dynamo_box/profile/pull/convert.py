@@ -35,9 +35,7 @@ def convert_gguf(path: Path, into: Path, progress: Progress) -> None:
     tensors = tensors_of(file, config)
     tokenizer = tokenizer_of(file)
     if tokenizer.get_vocab_size() > config["vocab_size"]:
-        raise file.refused(
-            f"has {tokenizer.get_vocab_size()} tokens, but embeddings for {config['vocab_size']}"
-        )
+        raise file.refused(f"has {tokenizer.get_vocab_size()} tokens, but embeddings for {config['vocab_size']}")
     require_space(into, _total_bytes(tensors))
     tokenizer.save(str(into / "tokenizer.json"), pretty=False)
     _write_json(into / "tokenizer_config.json", tokenizer_config_of(file))

@@ -13,7 +13,7 @@ import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -43,9 +43,7 @@ SCALARS = {
     GGUFValueType.FLOAT64: "d",
 }
 
-SUPPORTED = tuple(
-    GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
-)
+SUPPORTED = tuple(GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"))
 
 Value = TypeVar("Value")
 Bytes = npt.NDArray[np.uint8]
@@ -53,7 +51,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class GgufTensor(msgspec.Struct, frozen=True):
-    """`shape` is row-major, as in numpy (GGUF has it the other way round); `start` counts from the file's begin."""
+    """`shape` is row-major, as in numpy (GGUF turns it round); `start` counts from the file's begin."""
 
     name: str
     quantisation: GGMLQuantizationType
@@ -74,7 +72,7 @@ class GgufFile:
     """An open GGUF file whose structure has been checked as a whole.
 
     Raises:
-        BoxError: on opening: it is not GGUF, is damaged or cut off, or has a quantisation that isn't supported.
+        BoxError: on opening: it is not GGUF, damaged, cut off, or of a quantisation that isn't supported.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,18 +91,18 @@ class GgufFile:
         Raises:
             BoxError: it is of another type.
         """
-        value: Any = self.metadata.get(key, default)
+        value = self.metadata.get(key, default)
         if kind is float and isinstance(value, int):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise self.refused(f"metadata {key} is {type(value).__name__}, not {kind.__name__}")
-        return cast(Value, value)
+        return value
 
     def require(self, key: str, kind: type[Value]) -> Value:
         """Like `get`, for what a model can't do without."""
         if key not in self.metadata:
             raise self.refused(f"metadata {key} is missing")
-        return self.get(key, kind, self.metadata[key])
+        return self.get(key, kind, kind())
 
     def rows_of(self, tensor: GgufTensor) -> Bytes:
         """The quantised rows, (rows, row bytes), without a copy."""
@@ -125,7 +123,7 @@ class GgufFile:
         if version not in VERSIONS:
             raise _DamageError(f"has GGUF version {version} (supported: 2 and 3, little-endian)")
         tensor_count, key_count = cursor.scalar("Q"), cursor.scalar("Q")
-        self.metadata: dict[str, Any] = {}
+        self.metadata: dict[str, object] = {}
         for _ in range(key_count):
             key = cursor.string()
             self.metadata[key] = cursor.value(cursor.value_type())
@@ -135,8 +133,7 @@ class GgufFile:
         described = [cursor.tensor() for _ in _bounded(tensor_count, cursor.left)]
         data_start = -(-cursor.position // alignment) * alignment
         self.tensors = {
-            tensor.name: msgspec.structs.replace(tensor, start=data_start + tensor.start)
-            for tensor in described
+            tensor.name: msgspec.structs.replace(tensor, start=data_start + tensor.start) for tensor in described
         }
         if len(self.tensors) != len(described):
             raise _DamageError("describes a tensor twice")
@@ -220,9 +217,7 @@ class _Cursor:
         number, start = self.scalar("I"), self.scalar("Q")
         quantisation = _supported_quantisation(name, number)
         if shape[-1] % GGML_QUANT_SIZES[quantisation][0]:
-            raise _DamageError(
-                f"tensor {name} has rows of {shape[-1]}, which {quantisation.name} can't divide"
-            )
+            raise _DamageError(f"tensor {name} has rows of {shape[-1]}, which {quantisation.name} can't divide")
         return GgufTensor(name, quantisation, shape, start)
 
 

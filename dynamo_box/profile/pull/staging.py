@@ -95,9 +95,7 @@ def commit(store: ModelStore, stage: Staging, *, source: str, facts: ModelFacts)
     model = store.inspect(name)
     if not isinstance(model, StoredModel):
         reason = model.reason if isinstance(model, BrokenModel) else "it is gone"
-        raise BoxError(
-            f"{name} went into the store but can't be read back: {reason}", remedy="check the disk"
-        )
+        raise BoxError(f"{name} went into the store but can't be read back: {reason}", remedy="check the disk")
     return model
 
 
@@ -112,7 +110,7 @@ def require_space(directory: Path, needed: int) -> None:
     if free < needed + SPARE_BYTES:
         raise BoxError(
             f"not enough room on the store's disk: {_mib(needed + SPARE_BYTES)} needed, {_mib(free)} free",
-            remedy="free some (`dynbox models` lists what the store holds), or set DYNBOX_HOME to another disk",
+            remedy="free some (`dynbox models` lists the store), or set DYNBOX_HOME to another disk",
         )
 
 
@@ -122,9 +120,7 @@ def _storage_error(root: Path, error: OSError) -> BoxError:
     what = f"{where}: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BoxError(what, remedy="free some space, or set DYNBOX_HOME to another disk")
-    return BoxError(
-        what, remedy="check its owner and permissions, or set DYNBOX_HOME to a directory of your own"
-    )
+    return BoxError(what, remedy="check its owner and permissions, or set DYNBOX_HOME to a directory of your own")
 
 
 def _stored_file(path: Path) -> StoredFile:

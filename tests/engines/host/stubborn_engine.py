@@ -14,9 +14,7 @@ from engines.host import main
 class StubbornEngine:
     async def start(self, spec: WorkerSpec, sink: Sink, progress: ReportProgress) -> EngineInfo:
         self.sink, self.manner = sink, spec.options.get("manner")
-        threading.Thread(
-            target=threading.Event().wait
-        ).start()  # never ends, and the interpreter waits for it
+        threading.Thread(target=threading.Event().wait).start()  # never ends, and the interpreter waits for it
         if self.manner == "raise in start":
             raise RuntimeError("out of luck")
         if self.manner == "chatter in start":
@@ -57,7 +55,8 @@ class StubbornEngine:
     async def close(self) -> None:
         if self.manner == "block the loop in close":
             threading.Event().wait()
-        await asyncio.Event().wait()
+        if self.manner == "hang in close":
+            await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a worker imports inside an engine's environment needs msgspec and the standard library, nothing else."""
+"""What a worker imports inside an engine's environment needs msgspec and the standard library only."""
 
 from __future__ import annotations
 

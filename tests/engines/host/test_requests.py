@@ -73,9 +73,7 @@ def test_one_frame_a_step_and_connection_carries_every_sequence_that_moved(tmp_p
         ({"tokens": [1], "annotations": ("mock:refuse_start:x",)}, "of the start"),
     ],
 )
-def test_a_request_that_cannot_be_served_is_rejected(
-    tmp_path: Path, fields: dict[str, Any], says: str
-) -> None:
+def test_a_request_that_cannot_be_served_is_rejected(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
     with worker(tmp_path / "run") as process, process.peer() as peer:
         peer.generate(1, **fields)
         _, delta = peer.finish(1)[1]
@@ -224,7 +222,6 @@ def test_whatever_happens_nothing_is_left_behind(tmp_path: Path, seed: int) -> N
 def test_a_seed_makes_a_request_repeatable(tmp_path: Path) -> None:
     with worker(tmp_path / "run") as process, process.peer() as peer:
         first, again, other = (
-            peer.run([1, 2, 3], stream, temperature=0.5, seed=seed)[0]
-            for stream, seed in enumerate((7, 7, 8))
+            peer.run([1, 2, 3], stream, temperature=0.5, seed=seed)[0] for stream, seed in enumerate((7, 7, 8))
         )
         assert first == again != other

@@ -31,7 +31,7 @@ def stubborn(tmp_path: Path, manner: str) -> Iterator[WorkerProcess]:
 
 
 def test_neither_a_thread_nor_a_close_without_end_keeps_the_process(tmp_path: Path) -> None:
-    with stubborn(tmp_path, "") as process:
+    with stubborn(tmp_path, "hang in close") as process:
         process.ready().status.send(status.Stop())
         started = time.monotonic()
         assert process.exit_code() == 0

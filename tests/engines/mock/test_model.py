@@ -53,9 +53,7 @@ def test_tokens_are_ordinary_ones_of_the_models_vocabulary(tmp_path: Path) -> No
     assert ordinary_tokens(tmp_path, 100) == range(100)
     (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 50_000, "more": {}}))
     assert ordinary_tokens(tmp_path, 100) == range(256, 50_000)
-    special = [
-        {"id": number, "content": f"<{number}>", "special": True} for number in (0, 1, 2, 49_990, 60_000)
-    ]
+    special = [{"id": number, "content": f"<{number}>", "special": True} for number in (0, 1, 2, 49_990, 60_000)]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": special, "model": {}}))
     assert ordinary_tokens(tmp_path, 100) == range(3 + 256, 49_990)
 

@@ -90,10 +90,22 @@ class FakeSupervisor:
 
 
 @pytest.fixture
-def supervisor(box_env: Any) -> Iterator[FakeSupervisor]:
-    fake = FakeSupervisor(box_env.run / "control.sock")
-    yield fake
-    fake.close()
+def make_supervisor(box_env: Any) -> Iterator[Callable[[], FakeSupervisor]]:
+    """For tests in which the box appears only later."""
+    made: list[FakeSupervisor] = []
+
+    def make() -> FakeSupervisor:
+        made.append(FakeSupervisor(box_env.run / "control.sock"))
+        return made[-1]
+
+    yield make
+    for fake in made:
+        fake.close()
+
+
+@pytest.fixture
+def supervisor(make_supervisor: Callable[[], FakeSupervisor]) -> FakeSupervisor:
+    return make_supervisor()
 
 
 Dynbox = Callable[..., subprocess.CompletedProcess[str]]

@@ -250,9 +250,7 @@ def test_native_on_a_gpu_is_not_built() -> None:
 
 
 def test_a_refusal_names_the_shipped_profiles_that_fit() -> None:
-    shipped = {
-        name: load_profile(name, {}) for name in ("llama70b-disagg", "mock-8gpu", "smollm2", "smollm2-duo")
-    }
+    shipped = {name: load_profile(name, {}) for name in ("llama70b-disagg", "mock-8gpu", "smollm2", "smollm2-duo")}
     with pytest.raises(PlanRefused) as caught:
         make_plan(shipped["llama70b-disagg"], Hardware(cpu=cpu()), {}, run_dir="/r", shipped=lambda: shipped)
     assert caught.value.remedy == "shipped profiles that fit this machine: smollm2, smollm2-duo, mock-8gpu"
@@ -261,10 +259,7 @@ def test_a_refusal_names_the_shipped_profiles_that_fit() -> None:
 
 def test_memory_that_cannot_be_read_is_asked_for() -> None:
     hardware = Hardware(cpu=CpuDevice())
-    assert (
-        refusal("smollm2", hardware)[0]
-        == "this machine's memory can't be read: set memory.host in the profile"
-    )
+    assert refusal("smollm2", hardware)[0] == "this machine's memory can't be read: set memory.host in the profile"
     plan = plan_of("model: smollm2\nmemory: {host: 4GiB}", hardware)
     assert plan.devices[0].memory_bytes is None
 

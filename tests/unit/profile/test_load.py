@@ -80,9 +80,7 @@ def test_the_shortest_profile(here: Path) -> None:
     profile = load_profile("mine.yaml")
     assert profile.name == "mine"
     assert profile.served[0].origin == "smollm2"
-    assert [(role, workers.replicas) for role, workers in profile.served[0].workers.roles] == [
-        ("aggregated", 1)
-    ]
+    assert [(role, workers.replicas) for role, workers in profile.served[0].workers.roles] == [("aggregated", 1)]
 
 
 @pytest.mark.parametrize("workers", ["3", "{aggregated: 3}", "{aggregated: {replicas: 3}}"])
@@ -291,10 +289,7 @@ MAPPINGS = st.dictionaries(st.sampled_from("abc"), TREES, max_size=3).map(lambda
 def brute(base: object, over: object) -> object:
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
-    return {
-        k: brute(base[k], over[k]) if k in base and k in over else {**base, **over}[k]
-        for k in {**base, **over}
-    }
+    return {k: brute(base[k], over[k]) if k in base and k in over else {**base, **over}[k] for k in {**base, **over}}
 
 
 @given(MAPPINGS, MAPPINGS)
@@ -306,10 +301,7 @@ def test_merge_is_what_it_says(base: Mapping, over: Mapping) -> None:
 def test_merging_nothing_changes_nothing(one: Mapping) -> None:
     empty = tree({})
     assert (
-        plain_data(merge(one, empty))
-        == plain_data(merge(empty, one))
-        == plain_data(merge(one, one))
-        == plain_data(one)
+        plain_data(merge(one, empty)) == plain_data(merge(empty, one)) == plain_data(merge(one, one)) == plain_data(one)
     )
 
 
