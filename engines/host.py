@@ -180,6 +180,8 @@ class Worker:
     # the supervisor's commands
 
     def _on_command(self, _channel: Channel[status.ParentMessage], message: status.ParentMessage) -> None:
+        if self._over.done():
+            return
         if isinstance(message, status.Start):
             self._take_spec(message)
         elif isinstance(message, status.Stop):
@@ -225,9 +227,7 @@ class Worker:
     # the end
 
     def _drain(self, deadline_s: float) -> None:
-        """Take nothing new; exit when nothing is in flight any more, or at the deadline (a later Drain moves
-        it).
-        """
+        """Take nothing new; exit when nothing is in flight, or at the deadline (a later Drain moves it)."""
         deadline_s = min(max(0.0, deadline_s), LONGEST_DRAIN_S)
         ending = Ending(0, "worker is draining")
         self._draining = True

@@ -1,5 +1,4 @@
-"""The event plane of a worker: numbered KV events, dumps of the index and load, for every router that
-subscribes.
+"""The event plane of a worker: numbered KV events, dumps of the index, and load, for every subscriber.
 
 Numbers are given once in the life of the worker, whether anybody listens or not. A subscriber gets the index
 page by page, one page a turn of the loop, and meanwhile its events queue up behind the last page; so what it
@@ -18,9 +17,7 @@ from dynamo_box.protocol.request import KvCleared, KvDump, KvEvent, KvRemoved, K
 from engines.contract import BlockEvent, RemovedBlocks, StoredBlocks
 
 DUMP_PAGE_BLOCKS = 10_000
-"""Hashes a page: about a millisecond of work, so that a dump of a million blocks doesn't hold up any
-token.
-"""
+"""Hashes a page: about a millisecond of work, so that a dump of a million holds up no token."""
 
 MAX_DUMP_BACKLOG = 100_000
 """Events that may wait behind one subscriber's dump; beyond that a new dump is cheaper."""

@@ -98,9 +98,7 @@ class Work:
 
 
 class Scheduler:
-    """`context_length` and the pool bound a sequence; `stop_after` ends each one with "stop" after that many
-    tokens.
-    """
+    """`context_length` and the pool bound a sequence; `stop_after` tokens end each one with "stop"."""
 
     def __init__(
         self,
