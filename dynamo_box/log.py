@@ -1,4 +1,4 @@
-"""Structured logs of the box's own processes: JSON lines when a file or the supervisor reads them, key=value for a terminal.
+"""Structured logs of the box's own processes: JSON lines for a file or the supervisor, key=value for a terminal.
 
 A line is {"ts", "level", "process", "event", …fields}; `request_id` is the field that follows a request from HTTP to
 the engine. Engines write the same lines without structlog: see `engines/log.py`.

@@ -27,9 +27,7 @@ class FrontendMetrics:
             return Histogram(f"dynamo_frontend_{name}", text, _MODEL, registry=registry, buckets=buckets)
 
         def overhead(name: str, text: str) -> Histogram:
-            return Histogram(
-                f"dynamo_router_overhead_{name}_ms", text, registry=registry, buckets=_MILLISECONDS
-            )
+            return Histogram(f"dynamo_router_overhead_{name}_ms", text, registry=registry, buckets=_MILLISECONDS)
 
         self.requests = counter("requests", "Requests ended", ("model", "endpoint", "request_type", "status"))
         self.active = gauge("active_requests", "Requests from admission to their end")
@@ -41,9 +39,7 @@ class FrontendMetrics:
         self.itl = histogram("inter_token_latency_seconds", "Between steps of one sequence", _TOKEN_SECONDS)
         self.input_tokens = histogram("input_sequence_tokens", "Prompt tokens a request", _TOKENS)
         self.output_tokens_hist = histogram("output_sequence_tokens", "Generated tokens a request", _TOKENS)
-        self.cached_tokens = histogram(
-            "cached_tokens", "Prompt tokens a request whose KV was reused", _TOKENS
-        )
+        self.cached_tokens = histogram("cached_tokens", "Prompt tokens a request whose KV was reused", _TOKENS)
         self.output_tokens = counter("output_tokens", "Generated tokens")
         self.migrations = counter("model_migration", "Requests moved to another worker")
         self.rejections = counter("model_rejection", "Requests turned away for load")
@@ -51,6 +47,4 @@ class FrontendMetrics:
         self.routing_match = overhead("indexer_find_matches", "Index look-up a request")
         self.routing_schedule = overhead("scheduling", "Choice among workers a request")
         self.routing_hash = overhead("block_hashing", "Tokenising and hashing a prompt")
-        Gauge("dynbox_build_info", "1, with the version", ("version",), registry=registry).labels(
-            version
-        ).set(1)
+        Gauge("dynbox_build_info", "1, with the version", ("version",), registry=registry).labels(version).set(1)

@@ -1,4 +1,4 @@
-"""The box at one moment: the one value that feeds `ps`, `top`, `--json` and recordings. Built by the supervisor only."""
+"""The box at one moment: the one value that feeds `ps`, `--json` and all else that shows it. Built by the supervisor."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Inference engines behind one contract. Imports nothing but the standard library and msgspec until an engine starts."""
+"""Inference engines behind one contract. Imports only the standard library and msgspec until an engine starts."""

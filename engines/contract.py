@@ -1,7 +1,7 @@
 """The whole interface between an engine and the box.
 
-An engine is a class with this shape; `engines/host.py` is the shell that gives it sockets, events, readiness, drain and
-cancellation, the same for every engine. Everything here runs on the worker's event loop; an engine that computes does so
+An engine is a class with this shape; `engines/host.py` is the shell that gives it sockets, events, readiness, drain
+and cancellation, the same for every engine. Everything here runs on the worker's event loop; an engine that computes does so
 in a thread of its own and comes back with `loop.call_soon_threadsafe`, once a step.
 """
 
@@ -62,7 +62,7 @@ class SequenceRequest(msgspec.Struct, frozen=True):
 
 
 class Output(msgspec.Struct):
-    """What one step added to one sequence; `finish` ends it, whatever the reason. Fields as in `protocol.request.Delta`."""
+    """What one step added to one sequence; `finish` ends it. Fields as in `protocol.request.Delta`."""
 
     key: int
     tokens: tuple[int, ...] = ()

@@ -1,6 +1,6 @@
 """The box's JSON log lines through stdlib logging, for venvs that hold nothing but an engine.
 
-    log = get_logger(); log.info("loaded", bytes=n, request_id=rid)
+log = get_logger(); log.info("loaded", bytes=n, request_id=rid)
 """
 
 from __future__ import annotations

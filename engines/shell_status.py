@@ -22,8 +22,7 @@ StatusChannel = Channel[ParentMessage]
 class StartProgress:
     """A `ReportProgress` for the engine: any thread may call it as often as it likes.
 
-    Twenty messages a second leave at most; in between the latest of each phase is kept, so that every phase
-    is seen.
+    Twenty messages a second leave at most; in between the latest of each phase is kept, so that none is lost.
     """
 
     def __init__(self, channel: StatusChannel) -> None:

@@ -93,9 +93,7 @@ def chat(
     if message is None and not sys.stdin.isatty():
         message = sys.stdin.read().strip()
         if not message:
-            raise UsageError(
-                "there is nothing to ask: stdin is empty", remedy="use -m TEXT, or pipe a text in"
-            )
+            raise UsageError("there is nothing to ask: stdin is empty", remedy="use -m TEXT, or pipe a text in")
     if message is not None:
         cut_short = _turn(conversation, name, message, as_json=as_json)
         return ExitCode.INTERRUPTED if cut_short else ExitCode.OK

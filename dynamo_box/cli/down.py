@@ -29,9 +29,7 @@ EXIT_TIMEOUT_S = 15.0
 def down(
     drain: Annotated[
         float,
-        typer.Option(
-            "--drain", min=0.0, metavar="SECONDS", help="How long running requests may take to finish."
-        ),
+        typer.Option("--drain", min=0.0, metavar="SECONDS", help="How long running requests may take to finish."),
     ] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was freed as JSON.")] = False,
 ) -> ExitCode:
@@ -79,9 +77,7 @@ def _require_none(survivors: tuple[int, ...]) -> None:
 def summary(stopped: Stopped) -> str:
     """One line: what went, how, and what came back."""
     killed = f", {stopped.killed} of them by KILL" if stopped.killed else ""
-    left = (
-        "nothing is left running" if not stopped.survivors else f"{len(stopped.survivors)} are left running"
-    )
+    left = "nothing is left running" if not stopped.survivors else f"{len(stopped.survivors)} are left running"
     noun = "process" if stopped.processes == 1 else "processes"
     return f"stopped {stopped.processes} {noun}{killed}; {render.size(stopped.freed_bytes)} freed; {left}"
 
@@ -89,7 +85,13 @@ def summary(stopped: Stopped) -> str:
 def _clear_up(swept: Swept, *, as_json: bool) -> ExitCode:
     if as_json:
         output.json(
-            {"processes": 0, "killed": swept.killed, "freed_bytes": 0, "survivors": swept.survivors, "swept": swept.pids}
+            {
+                "processes": 0,
+                "killed": swept.killed,
+                "freed_bytes": 0,
+                "survivors": swept.survivors,
+                "swept": swept.pids,
+            }
         )
     if not swept.pids:
         raise NotRunning("no box is running, and none has left anything", remedy="start one with `dynbox up`")
@@ -114,9 +116,7 @@ def _end_of(pid: int) -> Iterator[Callable[[], None]]:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         if not poll.poll(EXIT_TIMEOUT_S * 1000):
-            raise TimedOut(
-                f"the box has stopped, but its supervisor (pid {pid}) doesn't exit", remedy=f"kill -9 {pid}"
-            )
+            raise TimedOut(f"the box has stopped, but its supervisor (pid {pid}) doesn't exit", remedy=f"kill -9 {pid}")
 
     try:
         yield wait

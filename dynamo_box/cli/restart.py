@@ -26,21 +26,15 @@ def restart(
     ],
     drain: Annotated[
         float,
-        typer.Option(
-            "--drain", min=0.0, metavar="SECONDS", help="How long its running requests may take to finish."
-        ),
+        typer.Option("--drain", min=0.0, metavar="SECONDS", help="How long its running requests may take to finish."),
     ] = 30.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the process as it is afterwards, as JSON.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the process as it is afterwards, as JSON.")] = False,
 ) -> ExitCode:
     """Drain and restart one process; returns when it is ready again."""
     with ControlClient.connect(run_dir()) as client:
         names = [process.name for process in client.snapshot().processes]
         if name not in names:
-            raise NotRunning(
-                f"no process is called {name!r}", remedy=did_you_mean(name, names, kind="processes")
-            )
+            raise NotRunning(f"no process is called {name!r}", remedy=did_you_mean(name, names, kind="processes"))
         words = client.restart(name, drain, drain + START_TIMEOUT_S)
         process = next((each for each in client.snapshot().processes if each.name == name), None)
     if as_json:

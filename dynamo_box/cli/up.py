@@ -65,9 +65,7 @@ def up(
         int | None, typer.Option("--port", min=1, max=65535, metavar="N", help="In place of the profile's.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the plan, or progress and result, as JSON.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan, or progress and result, as JSON.")] = False,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay and be the supervisor (systemd, containers).")
     ] = False,
@@ -77,9 +75,7 @@ def up(
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Fail if a model is not in the store.")] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(
-            "--timeout", min=0.0, metavar="SECONDS", help="Give up, leaving nothing, when it takes longer."
-        ),
+        typer.Option("--timeout", min=0.0, metavar="SECONDS", help="Give up, leaving nothing, when it takes longer."),
     ] = None,
 ) -> ExitCode:
     """Start a box and return when it answers: a real completion has come back from every model."""
@@ -114,9 +110,7 @@ def up(
     return ExitCode.OK
 
 
-def _planning(
-    profile: str | None, model: str | None, port: int | None, display: Display, *, pull: bool
-) -> Planning:
+def _planning(profile: str | None, model: str | None, port: int | None, display: Display, *, pull: bool) -> Planning:
     """What to plan. Models of which nothing is known are pulled first, where that is allowed: only then can it be said
     whether they fit.
     """
@@ -270,9 +264,7 @@ def _until(snapshots: Iterator[BoxSnapshot], deadline: float | None) -> Iterator
     """
     for snapshot in snapshots:
         if deadline is not None and time.monotonic() > deadline:
-            raise TimedOut(
-                "the box that another command is starting was not ready in time", remedy="see `dynbox ps`"
-            )
+            raise TimedOut("the box that another command is starting was not ready in time", remedy="see `dynbox ps`")
         yield snapshot
 
 
@@ -284,9 +276,7 @@ def announce(snapshot: BoxSnapshot, *, already: bool, as_json: bool) -> None:
         output.json_line({"event": "ready", "already": already, "box": box, "models": snapshot.models})
         return
     if already:
-        stderr.say(
-            f"profile {box.profile} is already up since {box.uptime_s:.0f} s (supervisor pid {box.pid})"
-        )
+        stderr.say(f"profile {box.profile} is already up since {box.uptime_s:.0f} s (supervisor pid {box.pid})")
         if box.state == "degraded":
             stderr.warn(f"the box is degraded: {box.cause}")
     output.text(f"{box.endpoint} serves {', '.join(names)} (profile {box.profile})")

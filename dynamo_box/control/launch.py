@@ -173,9 +173,7 @@ def sweep() -> Swept:
         BoxError: the search failed.
     """
     try:
-        done = subprocess.run(
-            [*SUPERVISOR, "--sweep"], capture_output=True, timeout=SWEEP_TIMEOUT_S, check=False
-        )
+        done = subprocess.run([*SUPERVISOR, "--sweep"], capture_output=True, timeout=SWEEP_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise TimedOut(f"looking for leftover processes took more than {SWEEP_TIMEOUT_S:.0f} s") from error
     try:

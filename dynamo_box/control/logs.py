@@ -59,9 +59,7 @@ def processes_with_logs(directory: Path) -> list[str]:
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
 
-def tail(
-    directory: Path, processes: Iterable[str], count: int, wanted: Predicate, since: float = 0.0
-) -> list[Entry]:
+def tail(directory: Path, processes: Iterable[str], count: int, wanted: Predicate, since: float = 0.0) -> list[Entry]:
     """The last `count` wanted lines of all these processes together, oldest first, none older than `since`."""
     found: list[Entry] = []
     for process in processes:

@@ -32,9 +32,7 @@ from dynamo_box.log import get_logger
 from dynamo_box.protocol.spec import FrontendSpec
 
 _SANE_REQUEST_ID = re.compile(r"[!-~]{1,128}")
-_LOOPBACK_NAMES = re.compile(
-    r"(localhost|127(\.\d{1,3}){3}|\[::1\]|[\w.-]+\.localhost)(:\d+)?", re.IGNORECASE
-)
+_LOOPBACK_NAMES = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\]|[\w.-]+\.localhost)(:\d+)?", re.IGNORECASE)
 _JSON = (b"content-type", b"application/json")
 _EVENTS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"))
 
@@ -155,9 +153,7 @@ class _LoopbackOnly:
         if scope["type"] == "http":
             host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
             if not _LOOPBACK_NAMES.fullmatch(host):
-                error = errors.forbidden(
-                    f"host {host!r} is not this machine's loopback; use 127.0.0.1 or localhost"
-                )
+                error = errors.forbidden(f"host {host!r} is not this machine's loopback; use 127.0.0.1 or localhost")
                 await _failed(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

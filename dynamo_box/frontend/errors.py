@@ -114,9 +114,7 @@ def worker_lost(worker: str, reason: str) -> ApiError:
 
 
 def worker_failed(worker: str, reason: str) -> ApiError:
-    return ApiError(
-        502, f"worker {worker} failed this request: {reason}", kind="server_error", code="worker_failed"
-    )
+    return ApiError(502, f"worker {worker} failed this request: {reason}", kind="server_error", code="worker_failed")
 
 
 def overloaded(limit: int) -> ApiError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from dynamo_box.discovery.instances import Instance
 from dynamo_box.frontend import errors
@@ -36,9 +36,7 @@ log = get_logger()
 class Requests:
     """All live requests of this frontend."""
 
-    def __init__(
-        self, router: RouterClient, workers: Workers, stats: Stats, discovery_timeout_s: float
-    ) -> None:
+    def __init__(self, router: RouterClient, workers: Workers, stats: Stats, discovery_timeout_s: float) -> None:
         self.stats = stats
         self._router = router
         self._workers = workers
@@ -95,7 +93,7 @@ class Requests:
 
     async def deltas(
         self, task: Task, prompt: Prompt, request: RequestStats, mailbox: Mailbox
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         """What the worker produces, up to and including the delta with a finish reason.
 
         Raises:
@@ -128,7 +126,7 @@ class Requests:
 
     async def _run(
         self, task: Task, prompt: Prompt, request: RequestStats, lease: Lease, mailbox: Mailbox
-    ) -> AsyncIterator[Delta]:
+    ) -> AsyncGenerator[Delta, None]:
         connection = self._workers.connection(lease.worker)
         deadline = time.monotonic() + CONNECTION_WAIT_S
         while connection is None:

@@ -62,7 +62,7 @@ class Frontend:
         self._loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stopping = self._loop.create_task(self._stopping.wait())
-        await asyncio.wait({self._spec, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([self._spec, stopping], return_when=asyncio.FIRST_COMPLETED)
         if self._spec.done():
             try:
                 await self._serve(self._spec.result(), stopping)
@@ -151,9 +151,7 @@ class Frontend:
             case status.Set(id=number, key=key):
                 channel.send(status.Answer(number, f"the frontend has no setting {key!r}"))
             case status.CancelRequest(id=number, request_id=request_id):
-                known = self._service is not None and self._service.requests.interrupt(
-                    request_id, errors.cancelled()
-                )
+                known = self._service is not None and self._service.requests.interrupt(request_id, errors.cancelled())
                 problem = "" if known else f"no live request {request_id!r}"
                 channel.send(status.Answer(number, problem, f"cancelled {request_id}" if known else ""))
 

@@ -140,6 +140,4 @@ def _quantiles(values: deque[float]) -> Quantiles:
     if not values:
         return Quantiles()
     ordered = sorted(values)
-    return Quantiles(
-        p50=ordered[len(ordered) // 2], p99=ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
-    )
+    return Quantiles(p50=ordered[len(ordered) // 2], p99=ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)])

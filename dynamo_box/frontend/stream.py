@@ -63,7 +63,7 @@ class Writer:
 
     def ending(self, finish: str, extension: dict[str, Any] | None) -> bytes:
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish}
-        choice |= {"delta": {}} if self._chat else {"text": ""}
+        choice["delta" if self._chat else "text"] = {} if self._chat else ""
         return self._event({"choices": [choice]}, extension)
 
     def usage(self, usage: Usage) -> bytes:

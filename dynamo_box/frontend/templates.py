@@ -55,9 +55,7 @@ class ChatTemplate:
                 if size > MAX_PROMPT_CHARACTERS:
                     raise invalid_request("the messages make a prompt that is too long", "messages")
         except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
-            raise invalid_request(
-                f"the model's chat template refuses these messages: {error}", "messages"
-            ) from error
+            raise invalid_request(f"the model's chat template refuses these messages: {error}", "messages") from error
         return "".join(pieces)
 
 

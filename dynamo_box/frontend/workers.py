@@ -166,7 +166,7 @@ class WorkerConnection:
 
 
 class Workers:
-    """Every instance in the run dir, connected. `changed` is set, and cleared by nobody but its waiters, on any change."""
+    """Every instance in the run dir, connected."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -235,11 +235,7 @@ class Workers:
     def instance_of(self, model: str) -> Instance | None:
         """Any connected instance of a model: what they share is what the block hash is taken over."""
         return next(
-            (
-                each.instance
-                for each in self._connections.values()
-                if each.open and each.instance.model == model
-            ),
+            (each.instance for each in self._connections.values() if each.open and each.instance.model == model),
             None,
         )
 

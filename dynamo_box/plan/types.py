@@ -19,7 +19,7 @@ class ByteItem(msgspec.Struct, frozen=True):
 
 
 class RestartPolicy(msgspec.Struct, frozen=True):
-    """Back-off starts at `first_s`, grows by `factor` up to `longest_s`, and starts over after `stable_s` of being ready.
+    """Back-off starts at `first_s`, grows by `factor` up to `longest_s`, and starts over after `stable_s` of ready.
 
     After `give_up_after` failures in a row the process is FATAL.
     """

@@ -212,7 +212,7 @@ class BlockingChannel(Generic[M]):
 
 
 def listen_unix(path: Path, backlog: int = 256) -> socket.socket:
-    """A listening socket at `path` (0700), replacing whatever is there: the caller holds the lock that makes it ours."""
+    """A listening socket at `path` (0700), replacing what is there: the caller holds the lock that makes it ours."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)

@@ -79,13 +79,13 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """The sequence ends with finish reason "cancelled"; a Step says so. Unknown ids are ignored: it may have ended."""
+    """The sequence ends with finish reason "cancelled"; a Step says so. Unknown ids are ignored (it may have ended)."""
 
     id: int
 
 
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
-    """Send the whole index (KvDump pages), then events from there on. Sent again it starts over: the answer to a gap."""
+    """Send the whole index (KvDump pages), then events from there on. Sent again it starts over, after a gap."""
 
 
 PeerMessage = Hello | Generate | Cancel | Subscribe

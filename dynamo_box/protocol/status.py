@@ -86,7 +86,7 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
 
 
 class Set(msgspec.Struct, frozen=True, tag="set"):
-    """Change one setting of a live child. Router: `mode`. Mock engine: `fault`. Unknown keys are answered with an error."""
+    """Change one setting of a live child (router `mode`, mock `fault`). Unknown keys are answered with an error."""
 
     id: int
     key: str

@@ -40,7 +40,6 @@ class RouterProcess:
     async def run(self, status_socket: socket.socket) -> int:
         """The exit status."""
         self._loop.add_signal_handler(signal.SIGTERM, self._end, 0)
-        self._status: StatusChannel = Channel(status.parent_decoder, self._on_command, self._on_supervisor_gone)
         await self._loop.create_unix_connection(lambda: self._status, sock=status_socket)
         exit_status = await self._over
         log.info("router stops", exit_status=exit_status)

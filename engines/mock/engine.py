@@ -269,9 +269,7 @@ def _with_wrong_hashes(event: KvEvent) -> KvEvent:
 
 
 def _after_flush(action: Callable[[], None]) -> None:
-    """Run `action` when what was sent in this turn of the loop has been written: channels write in the next
-    turn.
-    """
+    """Run `action` when what was sent in this turn of the loop is written, which is in the next one."""
     loop = asyncio.get_running_loop()
     loop.call_soon(loop.call_soon, action)
 

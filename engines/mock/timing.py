@@ -8,9 +8,7 @@ from engines.mock.options import MockOptions
 
 
 def step_seconds(options: MockOptions, prefill_tokens: int, decoding: int) -> float:
-    """One step computes its prompt tokens at the prefill rate, and one token for all decoding sequences
-    together.
-    """
+    """One step computes its prompt tokens at the prefill rate, and a token for all decoding sequences."""
     if options.speedup == "infinite":
         return 0.0
     seconds = prefill_tokens / options.prefill_tokens_per_s

@@ -68,9 +68,7 @@ def read_options(options: Mapping[str, bool | int | float | str], max_batch: int
     known = ("dtype", "max_batch_tokens")
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise _refuse(
-            f"the native engine has no option {', '.join(unknown)}", f"its options: {', '.join(known)}"
-        )
+        raise _refuse(f"the native engine has no option {', '.join(unknown)}", f"its options: {', '.join(known)}")
     dtype = options.get("dtype")
     if dtype is not None and dtype not in DTYPES:
         raise _refuse(f"option dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -118,9 +116,7 @@ def read_config(model: Path) -> LlamaConfig:
     except (TypeError, ValueError) as error:
         raise _refuse(f"config.json of {model} is not usable: {error}") from None
     if config.heads % config.kv_heads or config.head_dim % 2:
-        raise _refuse(
-            f"{config.heads} heads over {config.kv_heads} KV heads of {config.head_dim} can't be computed"
-        )
+        raise _refuse(f"{config.heads} heads over {config.kv_heads} KV heads of {config.head_dim} can't be computed")
     return config
 
 

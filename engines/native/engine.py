@@ -208,9 +208,7 @@ def _check(sequence: SequenceRequest, info: EngineInfo, vocab_size: int) -> None
     if not tokens:
         raise RequestRejected("the prompt is empty")
     if len(tokens) >= info.context_length:
-        raise RequestRejected(
-            f"the prompt has {len(tokens)} tokens; at most {info.context_length - 1} fit the context"
-        )
+        raise RequestRejected(f"the prompt has {len(tokens)} tokens; at most {info.context_length - 1} fit the context")
     if not 0 <= min(tokens) <= max(tokens) < vocab_size:
         raise RequestRejected(f"the prompt has token ids outside the vocabulary of {vocab_size}")
     if sampling.max_tokens < 1:

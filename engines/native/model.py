@@ -43,9 +43,7 @@ class Llama:
         vocabulary = (config.vocab_size, config.hidden_size)
         self._embeddings = checkpoint.tensor("model.embed_tokens.weight", vocabulary, dtype)
         self._norm = checkpoint.tensor("model.norm.weight", (config.hidden_size,), dtype)
-        self._output = (
-            self._embeddings if config.tied else checkpoint.tensor("lm_head.weight", vocabulary, dtype)
-        )
+        self._output = self._embeddings if config.tied else checkpoint.tensor("lm_head.weight", vocabulary, dtype)
         self._layers = [self._layer(checkpoint, f"model.layers.{n}") for n in range(config.layers)]
 
         self.bytes = self._count_bytes()

@@ -47,6 +47,4 @@ class Rotation:
     def apply(self, heads: torch.Tensor) -> torch.Tensor:
         """`heads`: [tokens, heads, head_dim], channel i paired with channel i + head_dim / 2."""
         first, second = heads.chunk(2, dim=-1)
-        return torch.cat(
-            (first * self._cos - second * self._sin, second * self._cos + first * self._sin), dim=-1
-        )
+        return torch.cat((first * self._cos - second * self._sin, second * self._cos + first * self._sin), dim=-1)

@@ -105,9 +105,7 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self._max_batch:
             return False
         sequence = self.waiting[0]
-        reusable = (
-            len(sequence.tokens) - 1
-        ) // self._block_size  # the last token is always computed: it samples
+        reusable = (len(sequence.tokens) - 1) // self._block_size  # the last token is always computed: it samples
         hits = self._pool.match(sequence.digest_blocks(self._block_size)[:reusable])
         needed = self._blocks_for(sequence) - len(hits)
         if needed + len(self.running) > self._pool.available - self._pool.idle_among(hits):

@@ -85,17 +85,13 @@ class Checkpoint:
             raise _damaged(f"{name} of {self._model} has shape {list(place.shape)}, not {list(shape)}")
         return _view(place.file, place, place.shape).to(dtype)
 
-    def stacked(
-        self, names: Sequence[str], shapes: Sequence[Sequence[int]], dtype: torch.dtype
-    ) -> torch.Tensor:
+    def stacked(self, names: Sequence[str], shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> torch.Tensor:
         """Tensors joined along their first dimension: a view where the file has them side by side, else a
         copy.
         """
         parts = [self.tensor(name, shape, dtype) for name, shape in zip(names, shapes, strict=True)]
         places = [self._place(name) for name in names]
-        neighbours = all(
-            after.file is before.file and after.start == before.end for before, after in pairwise(places)
-        )
+        neighbours = all(after.file is before.file and after.start == before.end for before, after in pairwise(places))
         if neighbours and places[0].dtype == dtype:
             rows = sum(place.shape[0] for place in places)
             return _view(places[0].file, places[0], (rows, *places[0].shape[1:]))

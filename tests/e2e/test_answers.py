@@ -10,7 +10,6 @@ from typing import Any
 
 import openai
 import pytest
-
 from box_under_test import Box, eventually
 
 pytestmark = pytest.mark.slow
@@ -19,9 +18,7 @@ CAPITAL: list[Any] = [{"role": "user", "content": "What is the capital of France
 
 
 def test_the_capital_of_france_is_paris(running: Box) -> None:
-    answer = running.client().chat.completions.create(
-        model="smollm2", messages=CAPITAL, temperature=0, max_tokens=16
-    )
+    answer = running.client().chat.completions.create(model="smollm2", messages=CAPITAL, temperature=0, max_tokens=16)
     assert answer.choices[0].message.content == "The capital of France is Paris."
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
@@ -78,9 +75,7 @@ def test_a_seed_repeats_and_another_seed_does_not(running: Box) -> None:
     def sample(seed: int) -> str:
         return (
             running.client()
-            .completions.create(
-                model="smollm2", prompt="Once upon a time", temperature=1.0, seed=seed, max_tokens=24
-            )
+            .completions.create(model="smollm2", prompt="Once upon a time", temperature=1.0, seed=seed, max_tokens=24)
             .choices[0]
             .text
         )

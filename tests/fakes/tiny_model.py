@@ -79,9 +79,7 @@ def make_tiny_llama(
     stops = {"bos_token_id": IM_START_ID, "eos_token_id": [IM_END_ID], "pad_token_id": END_OF_TEXT_ID}
     _write_json(path / "generation_config.json", stops)
     _write_tokenizer(path, vocab_size, context_length)
-    save_file(
-        _random_weights(settings, np.random.default_rng(seed)), path / "model.safetensors", {"format": "pt"}
-    )
+    save_file(_random_weights(settings, np.random.default_rng(seed)), path / "model.safetensors", {"format": "pt"})
     return path
 
 

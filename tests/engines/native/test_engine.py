@@ -42,9 +42,7 @@ def expected(tiny_model: Path) -> Iterator[list[list[int]]]:
 
 
 @pytest.mark.parametrize("chunk", [32, 2048], ids=["chunked", "whole"])
-def test_greedy_is_what_transformers_generates(
-    tiny_model: Path, expected: list[list[int]], chunk: int
-) -> None:
+def test_greedy_is_what_transformers_generates(tiny_model: Path, expected: list[list[int]], chunk: int) -> None:
     """Alone and in a batch, cold and with prefix hits, prompts at once or in chunks."""
 
     async def scenario() -> None:
@@ -55,9 +53,7 @@ def test_greedy_is_what_transformers_generates(
             assert [answer.tokens for answer in together] == expected
             again = await engine.generate_all(prompts, max_tokens=LENGTH, ignore_eos=True)
             assert [answer.tokens for answer in again] == expected
-            assert [answer.cached_tokens for answer in again] == [
-                (len(prompt) - 1) // 16 * 16 for prompt in prompts
-            ]
+            assert [answer.cached_tokens for answer in again] == [(len(prompt) - 1) // 16 * 16 for prompt in prompts]
             for number, prompt in enumerate(prompts):
                 other = isolation_key(f"cold {number}", block_size=16, kv_dtype="float64")
                 cold = await engine.generate(prompt, max_tokens=LENGTH, ignore_eos=True, isolation=other)
@@ -178,9 +174,7 @@ def test_the_models_own_end_of_sequence_stops_it(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_cancelling_frees_blocks_and_leaves_the_others_alone(
-    tiny_model: Path, expected: list[list[int]]
-) -> None:
+def test_cancelling_frees_blocks_and_leaves_the_others_alone(tiny_model: Path, expected: list[list[int]]) -> None:
     async def scenario() -> None:
         async with RunningEngine(worker_spec(tiny_model, max_batch=4)) as engine:
             started = [engine.submit([9, 10, 11], max_tokens=2000, ignore_eos=True) for _ in range(8)]

@@ -44,9 +44,7 @@ arrivals = st.lists(
 def make_sequence(number: int, arrival: Arrival) -> Sequence:
     """Prompts of one token throughout, so that they share their prefixes."""
     sampling = Sampling(max_tokens=arrival.output, ignore_eos=True)
-    request = SequenceRequest(
-        number, f"r{number}", [1] * arrival.prompt, sampling, b"k", priority=arrival.priority
-    )
+    request = SequenceRequest(number, f"r{number}", [1] * arrival.prompt, sampling, b"k", priority=arrival.priority)
     return Sequence.of(request, number, frozenset())
 
 

@@ -114,9 +114,7 @@ def test_greedy_is_what_transformers_generates(
     asyncio.run(scenario())
 
 
-def test_a_seed_repeats_among_neighbours(
-    smollm2_path: Path, prompts: list[list[int]], reference: Reference
-) -> None:
+def test_a_seed_repeats_among_neighbours(smollm2_path: Path, prompts: list[list[int]], reference: Reference) -> None:
     """The same tokens alone and in a batch, but for draws that fall on a boundary."""
     temperature, top_p = 0.8, 0.9
     settings: dict[str, Any] = {"max_tokens": 32, "ignore_eos": True}

@@ -104,9 +104,7 @@ def test_shards_with_an_index_are_the_same_model(tmp_path: Path) -> None:
         ("float32", "bfloat16", "bfloat16"),
     ],
 )
-def test_dtype_is_the_models_or_the_options(
-    tmp_path: Path, kept: Any, wanted: str | None, computed: str
-) -> None:
+def test_dtype_is_the_models_or_the_options(tmp_path: Path, kept: Any, wanted: str | None, computed: str) -> None:
     path = make_tiny_llama(tmp_path / "model", dtype=kept)
 
     async def scenario() -> None:

@@ -122,7 +122,8 @@ def test_a_large_log_is_read_from_its_end(files: LogFiles, dynbox: Dynbox) -> No
     with (files.directory / "router.log").open("w") as file:
         filler = "x" * 200
         file.writelines(
-            json.dumps({"ts": stamp(n / 100), "level": "info", "process": "router", "event": f"{n}", "f": filler}) + "\n"
+            json.dumps({"ts": stamp(n / 100), "level": "info", "process": "router", "event": f"{n}", "f": filler})
+            + "\n"
             for n in range(100_000)
         )
     assert events(dynbox("logs", "-n", "2", "--json").stdout) == ["99998", "99999"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -53,6 +54,7 @@ class Child:
             )
         theirs.close()
         self.status: BlockingChannel[ChildMessage] = BlockingChannel(ours, child_decoder)
+        self.figures: RouterFigures | None = None
         self.status.send(Start(spec))
 
     def expect(self, kind: type[T], fits: Callable[[T], bool] = lambda _message: True) -> T:
@@ -63,6 +65,27 @@ class Child:
             assert message is not None, f"the child has closed its status socket:\n{self.log.read_text()}"
             if isinstance(message, kind) and fits(message):
                 return message
+
+    def figures_when(self, fits: Callable[[RouterFigures], bool]) -> RouterFigures:
+        """The router's figures as soon as they fit: the last ones told, or those to come."""
+        while self.figures is None or not fits(self.figures):
+            self._note_figures(self.expect(Report))
+        return self.figures
+
+    def indexed(self, blocks: int) -> RouterFigures:
+        return self.figures_when(lambda figures: figures.indexed_blocks == blocks)
+
+    def figures_within(self, timeout_s: float) -> RouterFigures | None:
+        """The last figures told, after waiting for new ones for `timeout_s` at most."""
+        with contextlib.suppress(TimeoutError):
+            message = self.status.receive(timeout_s)
+            if isinstance(message, Report):
+                self._note_figures(message)
+        return self.figures
+
+    def _note_figures(self, report: Report) -> None:
+        assert isinstance(report.figures, RouterFigures)
+        self.figures = report.figures
 
     def exit_status(self) -> int:
         return self.process.wait(DEADLINE_S)
@@ -205,7 +228,7 @@ class Stage:
         worker.announce()
         worker.accept()
         worker.dump(0, hashes)
-        figures_when(router, lambda figures: worker.name in figures.workers)
+        router.figures_when(lambda figures: worker.name in figures.workers)
         return worker
 
     def close(self) -> None:
@@ -215,17 +238,6 @@ class Stage:
     def _keep(self, opened: T) -> T:
         self._open.append(opened)
         return opened
-
-
-def figures_when(router: Child, fits: Callable[[RouterFigures], bool]) -> RouterFigures:
-    """The router's next figures that fit."""
-
-    def report_fits(report: Report) -> bool:
-        return isinstance(report.figures, RouterFigures) and fits(report.figures)
-
-    figures = router.expect(Report, report_fits).figures
-    assert isinstance(figures, RouterFigures)
-    return figures
 
 
 @pytest.fixture

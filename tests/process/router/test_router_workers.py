@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from dynamo_box.protocol import status
-from dynamo_box.protocol.figures import RouterFigures
+from dynamo_box.protocol.framing import listen_unix
 from dynamo_box.protocol.request import KvDump, KvRemoved, KvStored, Load, Refused
 from dynamo_box.protocol.route import Adopt, PrefillDone, Release, Renew, Unplaced
 
 HASHES = tuple(range(2**60, 2**60 + 12))
 
 
-def when(router: Any, fits: Callable[[RouterFigures], bool]) -> RouterFigures:
-    report = router.expect(status.Report, lambda report: fits(report.figures))
-    return report.figures
-
-
-def indexed(router: Any, blocks: int) -> RouterFigures:
-    return when(router, lambda figures: figures.indexed_blocks == blocks)
-
-
 def test_the_worker_that_has_the_prompt_gets_it(stage: Any) -> None:
     router = stage.router()
     stage.subscribed_worker(router, 0)
     stage.subscribed_worker(router, 1, HASHES)
-    indexed(router, 12)
+    router.indexed(12)
     placed = stage.frontend().placed(HASHES, prompt_tokens=200)
     assert placed.reason == "smollm2.aggregated.1: 12 of 13 blocks cached, cost 13.5 vs 25.5"
-    figures = when(router, lambda figures: figures.routed == 1)
+    figures = router.figures_when(lambda figures: figures.routed == 1)
     assert figures.decisions[0].reason == placed.reason
     assert figures.hit_rate == pytest.approx(12 / 13)
 
@@ -42,9 +31,9 @@ def test_events_keep_the_index_right(stage: Any) -> None:
     router = stage.router()
     worker = stage.subscribed_worker(router)
     worker.send(KvStored(0, HASHES[:6], None), KvStored(1, HASHES[6:], HASHES[5]), Load(1, 0, 12, 100))
-    indexed(router, 12)
+    router.indexed(12)
     worker.send(KvRemoved(2, HASHES[8:]))
-    assert indexed(router, 8).resyncs == 0
+    assert router.indexed(8).resyncs == 0
     assert stage.frontend().placed(HASHES).overlap_blocks == 8
 
 
@@ -57,14 +46,14 @@ def test_doubt_leads_to_a_new_dump_on_the_same_connection(stage: Any, wrong: Any
     router = stage.router()
     worker = stage.subscribed_worker(router)
     worker.send(KvStored(0, HASHES, None))
-    indexed(router, 12)
+    router.indexed(12)
     worker.send(wrong)
     worker.expect_subscribe()
-    assert indexed(router, 0).resyncs == 1
+    assert router.indexed(0).resyncs == 1
     worker.send(KvStored(9, (1,), None))
     worker.dump(10, HASHES[:3])
     worker.send(KvStored(10, HASHES[3:5], HASHES[2]))
-    assert indexed(router, 5).workers == (worker.name,)
+    assert router.indexed(5).workers == (worker.name,)
 
 
 def test_what_is_no_msgpack_leads_to_a_new_connection(stage: Any) -> None:
@@ -73,7 +62,7 @@ def test_what_is_no_msgpack_leads_to_a_new_connection(stage: Any) -> None:
     worker.channel._socket.sendall(b"\0\0\0\1\xc1")
     worker.accept()
     worker.dump(3, HASHES[:4])
-    assert indexed(router, 4).resyncs == 1
+    assert router.indexed(4).resyncs == 1
 
 
 def test_a_large_dump_comes_in_pages(stage: Any) -> None:
@@ -85,7 +74,7 @@ def test_a_large_dump_comes_in_pages(stage: Any) -> None:
     for start in range(0, len(blocks), 10_000):
         end = start + 10_000
         worker.send(KvDump(0, blocks[start:end], first=start == 0, more=end < len(blocks)))
-    indexed(router, 50_000)
+    router.indexed(50_000)
 
 
 def test_a_worker_whose_file_goes_is_forgotten_at_once(stage: Any) -> None:
@@ -94,7 +83,7 @@ def test_a_worker_whose_file_goes_is_forgotten_at_once(stage: Any) -> None:
     frontend = stage.frontend()
     frontend.placed(HASHES)
     worker.withdraw()
-    figures = when(router, lambda figures: figures.workers == ())
+    figures = router.figures_when(lambda figures: figures.workers == ())
     assert figures.indexed_blocks == 0
     assert figures.active_requests == 1, "the frontend will release it"
     assert isinstance(frontend.place(HASHES), Unplaced)
@@ -104,44 +93,38 @@ def test_a_worker_whose_file_goes_is_forgotten_at_once(stage: Any) -> None:
 def test_a_lost_connection_is_made_again_while_the_file_is_there(stage: Any) -> None:
     router = stage.router()
     worker = stage.subscribed_worker(router, 0, HASHES)
-    indexed(router, 12)
+    router.indexed(12)
     for _ in range(3):
         worker.hang_up()
-        when(router, lambda figures: figures.workers == () or figures.indexed_blocks == 0)
+        router.figures_when(lambda figures: figures.workers == () or figures.indexed_blocks == 0)
         worker.accept()
         worker.dump(0, HASHES)
-        figures = indexed(router, 12)
+        figures = router.indexed(12)
         assert (figures.workers, figures.resyncs) == ((worker.name,), 0)
 
 
 def test_a_worker_that_is_announced_before_it_listens_is_tried_again(stage: Any) -> None:
     router = stage.router()
     worker = stage.worker()
-    late = replace(worker.instance, socket=str(stage.run_dir.root / "late.sock"))
-    worker.instance = late
-    worker.announce()
     worker.listening.close()
-    os.rename(stage.run_dir.worker_socket(worker.name), late.socket)
+    worker.announce()
     assert isinstance(stage.frontend().place(), Unplaced)
-    os.unlink(late.socket)
-    from dynamo_box.protocol.framing import listen_unix
-
-    worker.listening = listen_unix(stage.run_dir.root / "late.sock")
+    worker.listening = listen_unix(stage.run_dir.worker_socket(worker.name))
     worker.listening.settimeout(20.0)
     worker.accept()
     worker.dump(0, HASHES)
-    indexed(router, 12)
+    router.indexed(12)
 
 
 def test_a_replaced_worker_starts_with_nothing(stage: Any) -> None:
     router = stage.router()
     worker = stage.subscribed_worker(router, 0, HASHES)
-    indexed(router, 12)
+    router.indexed(12)
     worker.instance = replace(worker.instance, kv_blocks_total=2000)
     worker.announce()
     worker.accept()
     worker.dump(0, HASHES[:1])
-    indexed(router, 1)
+    router.indexed(1)
 
 
 def test_a_worker_that_doesnt_fit_is_noted_and_left_out(stage: Any) -> None:
@@ -170,16 +153,16 @@ def test_load_goes_with_release_and_with_the_connection(stage: Any) -> None:
     first = frontend.placed(HASHES)
     frontend.placed(HASHES)
     other.placed(HASHES)
-    when(router, lambda figures: figures.active_requests == 3)
+    router.figures_when(lambda figures: figures.active_requests == 3)
     frontend.send(PrefillDone(first.id))
     frontend.send(Release(first.id))
     frontend.send(Release(first.id))
     frontend.send(Release(999))
-    when(router, lambda figures: figures.active_requests == 2)
+    router.figures_when(lambda figures: figures.active_requests == 2)
     frontend.close()
-    when(router, lambda figures: figures.active_requests == 1)
+    router.figures_when(lambda figures: figures.active_requests == 1)
     assert other.placed((1,)).worker
-    candidate = when(router, lambda figures: figures.active_requests == 2).decisions[-1].candidates[0]
+    candidate = router.figures_when(lambda figures: figures.active_requests == 2).decisions[-1].candidates[0]
     assert candidate.decode_blocks == 13, "twelve of the other request, one of this"
 
 
@@ -188,26 +171,9 @@ def test_leases_that_nobody_renews_expire(stage: Any) -> None:
     stage.subscribed_worker(router)
     frontend = stage.frontend()
     kept, _lost = frontend.placed(HASHES), frontend.placed(HASHES)
-    give_up_after = 100
-    while give_up_after:
+    while (figures := router.figures_within(0.2)) is None or not figures.expired_leases:
         frontend.send(Renew((kept.id,)))
-        figures = when(router, lambda figures: True) if give_up_after == 100 else _poll(router, frontend, kept.id)
-        if figures.expired_leases == 1:
-            break
-        give_up_after -= 1
     assert (figures.expired_leases, figures.active_requests) == (1, 1)
-
-
-def _poll(router: Any, frontend: Any, kept: int) -> RouterFigures:
-    """The next figures; the lease `kept` is renewed as often as it takes them to come."""
-    while True:
-        try:
-            message = router.status.receive(0.2)
-        except TimeoutError:
-            frontend.send(Renew((kept,)))
-            continue
-        if isinstance(message, status.Report):
-            return message.figures
 
 
 def test_a_frontend_announces_what_runs_to_a_new_router(stage: Any) -> None:
@@ -216,5 +182,5 @@ def test_a_frontend_announces_what_runs_to_a_new_router(stage: Any) -> None:
     router = stage.router()
     frontend = stage.frontend()
     frontend.send(Adopt(1, "r1", "smollm2", worker.name, HASHES, 192, prefill_done=True))
-    figures = when(router, lambda figures: figures.active_requests == 1)
+    figures = router.figures_when(lambda figures: figures.active_requests == 1)
     assert figures.routed == 0

@@ -1,19 +1,19 @@
 """A child of the supervisor that does as it is told: `fake_child.py WORD…`, each word one behaviour.
 
-    (none)               start, announce an instance if it is a worker, be ready, obey Drain, Stop and Set
-    serve                answer HTTP on the inherited listener (`no-model`: with a 400)
-    log:TEXT             write a line first
-    fail:KIND            say Failed (`permanent` or `passing`) and exit
-    exit:N               exit with N before being ready
-    exit-once:N          the same, but only in the first life
-    exit-when-ready:N    be ready, then exit
-    silent               never be ready
-    steps:N:SECONDS      N steps of progress, so far apart, before being ready
-    stubborn             ignore TERM, Drain and Stop
-    daemon               leave a double-forked grandchild in a session of its own that ignores TERM
-    bare-daemon          the same, with an empty environment
-    flood                write without end
-    garbage              break the status protocol
+(none)               start, announce an instance if it is a worker, be ready, obey Drain, Stop and Set
+serve                answer HTTP on the inherited listener (`no-model`: with a 400)
+log:TEXT             write a line first
+fail:KIND            say Failed (`permanent` or `passing`) and exit
+exit:N               exit with N before being ready
+exit-once:N          the same, but only in the first life
+exit-when-ready:N    be ready, then exit
+silent               never be ready
+steps:N:SECONDS      N steps of progress, so far apart, before being ready
+stubborn             ignore TERM, Drain and Stop
+daemon               leave a double-forked grandchild in a session of its own that ignores TERM
+bare-daemon          the same, with an empty environment
+flood                write without end
+garbage              break the status protocol
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def main(words: list[str]) -> int:
     return obey(channel, stubborn="stubborn" in words)
 
 
-def before_ready(name: str, rest: str, channel: BlockingChannel[status.ParentMessage], sock: socket.socket) -> int | None:
+def before_ready(
+    name: str, rest: str, channel: BlockingChannel[status.ParentMessage], sock: socket.socket
+) -> int | None:
     match name:
         case "log":
             print(rest, flush=True)
@@ -117,7 +119,9 @@ def obey(channel: BlockingChannel[status.ParentMessage], *, stubborn: bool) -> i
 def instance(spec: WorkerSpec) -> Instance:
     start_time = process_start_time(os.getpid()) or 0
     socket_path = str(RUN_DIR / f"{NAME}.sock")
-    return Instance(NAME, spec.model.name, spec.role, spec.engine, socket_path, os.getpid(), start_time, "f", 16, 8, "f32", 64)
+    return Instance(
+        NAME, spec.model.name, spec.role, spec.engine, socket_path, os.getpid(), start_time, "f", 16, 8, "f32", 64
+    )
 
 
 def start_daemon(*, bare: bool) -> None:
@@ -131,7 +135,9 @@ def start_daemon(*, bare: bool) -> None:
         "signal.pause()\n"
     )
     environment = {} if bare else dict(os.environ)
-    output = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, env=environment, check=True)
+    output = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], stdout=subprocess.PIPE, env=environment, check=True
+    )
     (RUN_DIR / f"{NAME}.daemon").write_bytes(output.stdout)
 
 
@@ -153,7 +159,10 @@ def serve(has_model: bool) -> None:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            print(json.dumps({"ts": "2026-01-01T00:00:00Z", "level": "info", "process": NAME, "event": "request"}), flush=True)
+            print(
+                json.dumps({"ts": "2026-01-01T00:00:00Z", "level": "info", "process": NAME, "event": "request"}),
+                flush=True,
+            )
 
     server = http.server.ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
     server.socket.close()

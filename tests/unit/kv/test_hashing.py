@@ -33,7 +33,9 @@ def test_only_full_blocks_have_a_digest_and_each_follows_from_its_parent(tokens:
 
 
 @given(first=tokens, second=tokens)
-def test_two_prompts_share_digests_exactly_as_far_as_they_share_full_blocks(first: list[int], second: list[int]) -> None:
+def test_two_prompts_share_digests_exactly_as_far_as_they_share_full_blocks(
+    first: list[int], second: list[int]
+) -> None:
     shared = 0
     while shared < min(len(first), len(second)) and first[shared] == second[shared]:
         shared += 1

@@ -115,9 +115,7 @@ def test_round_robin_goes_on_after_the_last_one_whoever_came_or_went() -> None:
 
 
 def test_random_asks_nobody() -> None:
-    drawn = Counter(
-        choose(option("a", 12), option("b"), mode="random", seed=s).option.worker for s in range(200)
-    )
+    drawn = Counter(choose(option("a", 12), option("b"), mode="random", seed=s).option.worker for s in range(200))
     assert min(drawn.values()) > 60
 
 
@@ -164,9 +162,7 @@ def test_modes_by_name() -> None:
 def test_there_is_always_a_decision_among_the_options(
     options: list[Option], mode: Mode, prompt_tokens: int, weight: float, temperature: float, seed: int
 ) -> None:
-    choice = choose(
-        *options, mode=mode, prompt_tokens=prompt_tokens, weight=weight, temperature=temperature, seed=seed
-    )
+    choice = choose(*options, mode=mode, prompt_tokens=prompt_tokens, weight=weight, temperature=temperature, seed=seed)
     assert choice.option in options
     assert len(choice.candidates) == len(options)
     assert all(math.isfinite(candidate.cost) for candidate in choice.candidates)

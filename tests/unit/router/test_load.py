@@ -49,9 +49,7 @@ class LeasesAgainstALedger(RuleBasedStateMachine):
         self.ledger[key] = (load, blocks, private, prefill, self.now + TTL_S)
 
     def _add(self, key: LeaseKey, load: WorkerLoad, blocks: int, private: int, prefill: int) -> None:
-        self.leases.add(
-            key, load, CHAIN[:blocks], private_blocks=private, prefill_tokens=prefill, now=self.now
-        )
+        self.leases.add(key, load, CHAIN[:blocks], private_blocks=private, prefill_tokens=prefill, now=self.now)
 
     @rule(key=keys)
     def prefill_done(self, key: LeaseKey) -> None:
