@@ -1,4 +1,4 @@
-"""The box at one moment: the one value that feeds `ps`, `--json` and all else that shows it. Built by the supervisor."""
+"""The box at one moment: the one value that feeds `ps`, `--json` and all that shows it. The supervisor builds it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The whole interface between an engine and the box.
 
 An engine is a class with this shape; `engines/host.py` is the shell that gives it sockets, events, readiness, drain
-and cancellation, the same for every engine. Everything here runs on the worker's event loop; an engine that computes does so
-in a thread of its own and comes back with `loop.call_soon_threadsafe`, once a step.
+and cancellation, the same for every engine. Everything here runs on the worker's event loop; an engine that computes
+does so in a thread of its own and comes back with `loop.call_soon_threadsafe`, once a step.
 """
 
 from __future__ import annotations

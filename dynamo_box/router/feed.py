@@ -16,7 +16,7 @@ from typing import Protocol
 from dynamo_box.protocol.request import KvCleared, KvDump, KvEvent, KvRemoved, KvStored
 from dynamo_box.router.index import KvIndex
 
-SLICE_HASHES = 2048
+SLICE_HASHES = 1024
 MAX_WAITING_HASHES = 2**22
 PARENT_DOUBT_EVERY_S = 60.0
 

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 SHARDS = 4096
 _SHARD_SHIFT = 64 - 12
 MAX_BLOCKS_PER_WORKER = 2**20
-SWEEP_BUDGET = 4096
+SWEEP_BUDGET = 2048
 
 
 class _Holding:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 PREDICTION_TTL_S = 5.0
-MAX_PREDICTED_BLOCKS = 2**15
+MAX_PREDICTED_BLOCKS = 2**13
 
 
 class Predictions:

@@ -1,0 +1,142 @@
+"""What a placement costs, and what the index weighs: `python tests/bench/router_index.py` prints the figures.
+
+A script, not a test: nothing here fails for being slow on a busy machine.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+import psutil
+
+from dynamo_box.discovery.instances import Instance
+from dynamo_box.protocol.request import KvDump, KvStored
+from dynamo_box.protocol.route import Place, Placed
+from dynamo_box.protocol.spec import ModelSpec
+from dynamo_box.router.cost import Knobs
+from dynamo_box.router.feed import Feed
+from dynamo_box.router.index import KvIndex
+from dynamo_box.router.placement import Placement
+
+WORKERS = 8
+PROMPT_BLOCKS = 2000
+BLOCK_SIZE = 16
+INDEXED_BLOCKS = 1_000_000
+PAGE = 10_000
+REPEATS = 200
+
+_rng = random.Random(0)
+
+
+def hashes(count: int) -> tuple[int, ...]:
+    return tuple(_rng.getrandbits(64) for _ in range(count))
+
+
+def milliseconds(samples: list[float]) -> str:
+    ordered = sorted(samples)
+    return (
+        f"median {statistics.median(ordered) * 1e3:7.3f} ms   p99 {ordered[len(ordered) * 99 // 100] * 1e3:7.3f} ms"
+        f"   max {ordered[-1] * 1e3:7.3f} ms"
+    )
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of this thread's CPU time: a busy machine makes them no longer."""
+    started = time.thread_time()
+    work()
+    return time.thread_time() - started
+
+
+def pieces(piece: Callable[[], bool]) -> list[float]:
+    """Run a piece until there is no more; seconds of each."""
+    took = []
+    again = True
+    while again:
+        started = time.thread_time()
+        again = piece()
+        took.append(time.thread_time() - started)
+    return took
+
+
+class _Silent:
+    def doubt(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+    def cleared(self) -> None: ...
+
+    def index_full(self) -> None: ...
+
+
+def match(shared: bool) -> None:
+    """Everybody holds the whole prompt, or worker n holds an eighth more of it than worker n - 1."""
+    index = KvIndex()
+    prompt = hashes(PROMPT_BLOCKS)
+    for worker in range(WORKERS):
+        held = PROMPT_BLOCKS if shared else PROMPT_BLOCKS * (worker + 1) // WORKERS
+        index.store(f"w{worker}", prompt[:held])
+    samples = [timed(lambda: index.match(prompt)) for _ in range(REPEATS)]
+    name = "all hold all" if shared else "in steps"
+    print(f"match       {WORKERS} workers × {PROMPT_BLOCKS} blocks, {name:12} {milliseconds(samples)}")
+
+
+def place(repeated: bool) -> None:
+    """The whole decision: match, load, cost, lease and prediction. Repeated prompts are the busiest case."""
+    spec = ModelSpec("m", "/m", "f", context_length=2**20, block_size=BLOCK_SIZE)
+    placement = Placement((spec,), mode="kv", knobs=Knobs(), lease_ttl_s=300, rng=random.Random(0))
+    prompt = hashes(PROMPT_BLOCKS)
+    for number in range(WORKERS):
+        instance = Instance(f"w{number}", "m", "aggregated", "mock", "", 1, 1, "f", BLOCK_SIZE, 1, "float32", 2**20)
+        placement.join(instance)
+        placement.connect(instance)
+        placement.pools["m"].index.store(instance.name, prompt)
+    samples = []
+    for number in range(REPEATS):
+        asked = prompt if repeated else hashes(PROMPT_BLOCKS)
+        request = Place(number, "r", "m", asked, PROMPT_BLOCKS * BLOCK_SIZE)
+        started = time.thread_time()
+        reply = placement.place(0, request)
+        samples.append(time.thread_time() - started)
+        assert isinstance(reply, Placed)
+        if number >= 64:
+            placement.leases.release((0, number - 64))
+    name = "cached by all" if repeated else "new"
+    print(f"place       {WORKERS} workers × {PROMPT_BLOCKS} blocks, {name:12} {milliseconds(samples)}")
+
+
+def feed_and_sweep() -> None:
+    """A million blocks of one worker: pages in, one life forgotten, its blocks swept; time of each slice."""
+    gc.collect()
+    process = psutil.Process()
+    index = KvIndex(max_blocks_per_worker=INDEXED_BLOCKS)
+    before = process.memory_info().rss
+    feed = Feed(index, "w0", _Silent())
+    slices: list[float] = []
+    for start in range(0, INDEXED_BLOCKS, PAGE):
+        more = start + PAGE < INDEXED_BLOCKS
+        feed.receive(KvDump(0, hashes(PAGE), first=start == 0, more=more))
+        slices += pieces(feed.apply)
+    gc.collect()
+    weight = process.memory_info().rss - before
+    print(f"memory      {weight / INDEXED_BLOCKS:.0f} bytes an indexed block ({INDEXED_BLOCKS:,} blocks, one worker)")
+    print(f"apply       slices of a dump              {milliseconds(slices)}")
+    samples = []
+    for number in range(REPEATS):
+        feed.receive(KvStored(number, hashes(8), None))
+        samples.append(timed(feed.apply))
+    print(f"event       8 blocks                      {milliseconds(samples)}")
+    print(f"forget      a million blocks              {timed(lambda: index.forget('w0')) * 1e6:.1f} µs")
+    slices = pieces(index.sweep)
+    print(f"sweep       slices                        {milliseconds(slices)}")
+    assert index.map_entries == 0
+
+
+if __name__ == "__main__":
+    feed_and_sweep()
+    match(shared=True)
+    match(shared=False)
+    place(repeated=True)
+    place(repeated=False)
