@@ -1,14 +1,22 @@
-"""Prometheus metrics under the names that Dynamo's dashboards know."""
+"""Prometheus metrics under the names that Dynamo's dashboards know.
+
+`dynamo_component_*` is each worker as the frontend sees it.
+"""
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from dynamo_box.protocol.route import Placed
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 5)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 _MILLISECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 50, 100)
 _MODEL = ("model",)
+_WORKER = ("model", "worker")
 
 
 class FrontendMetrics:
@@ -18,33 +26,60 @@ class FrontendMetrics:
         registry = self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, labels: tuple[str, ...] = _MODEL) -> Counter:
-            return Counter(f"dynamo_frontend_{name}", text, labels, registry=registry)
+            return Counter(f"dynamo_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"dynamo_frontend_{name}", text, _MODEL, registry=registry)
+        def gauge(name: str, text: str, labels: tuple[str, ...] = _MODEL) -> Gauge:
+            return Gauge(f"dynamo_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"dynamo_frontend_{name}", text, _MODEL, registry=registry, buckets=buckets)
+        def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = _MODEL) -> Histogram:
+            return Histogram(f"dynamo_{name}", text, labels, registry=registry, buckets=buckets)
+
+        by_outcome = ("model", "endpoint", "request_type", "status")
+        self.requests = counter("frontend_requests", "Requests ended", by_outcome)
+        self.active = gauge("frontend_active_requests", "Requests from admission to their end")
+        self.inflight = gauge("frontend_inflight_requests", "Requests on a worker")
+        self.queued = gauge("frontend_queued_requests", "Requests that wait for their first token")
+        self.disconnected = counter("frontend_disconnected_clients", "Clients that left before the end")
+        self.duration = histogram("frontend_request_duration_seconds", "From admission to the end", _SECONDS)
+        self.ttft = histogram("frontend_time_to_first_token_seconds", "From admission to it", _SECONDS)
+        self.itl = histogram("frontend_inter_token_latency_seconds", "Between two steps", _TOKEN_SECONDS)
+        self.prompt_lengths = histogram("frontend_input_sequence_tokens", "Prompt tokens a request", _TOKENS)
+        self.output_lengths = histogram("frontend_output_sequence_tokens", "Generated tokens a request", _TOKENS)
+        self.cached_lengths = histogram("frontend_cached_tokens", "Prompt tokens with KV reused", _TOKENS)
+        self.output_tokens = counter("frontend_output_tokens", "Generated tokens")
+        self.migrations = counter("frontend_model_migration", "Requests placed again on another worker")
+        self.rejections = counter("frontend_model_rejection", "Requests turned away for load")
+
+        self.worker_inflight = gauge("component_inflight_requests", "Requests on this worker", _WORKER)
+        self.worker_requests = counter("component_requests", "Requests that ended on this worker", _WORKER)
+        self.worker_errors = counter("component_errors", "Requests that failed on this worker", _WORKER)
+        self.worker_duration = histogram(
+            "component_request_duration_seconds", "From admission to the end", _SECONDS, _WORKER
+        )
+        self.hit_rate = gauge("component_router_kv_hit_rate", "Prompt blocks that the chosen workers had")
+        uptime = gauge("component_uptime_seconds", "Since this frontend started", ())
+        started = time.monotonic()
+        uptime.set_function(lambda: time.monotonic() - started)
 
         def overhead(name: str, text: str) -> Histogram:
-            return Histogram(f"dynamo_router_overhead_{name}_ms", text, registry=registry, buckets=_MILLISECONDS)
+            return histogram(f"router_overhead_{name}_ms", text, _MILLISECONDS, ())
 
-        self.requests = counter("requests", "Requests ended", ("model", "endpoint", "request_type", "status"))
-        self.active = gauge("active_requests", "Requests from admission to their end")
-        self.inflight = gauge("inflight_requests", "Requests on a worker")
-        self.queued = gauge("queued_requests", "Requests that wait for their first token")
-        self.disconnected = counter("disconnected_clients", "Clients that left before the end")
-        self.duration = histogram("request_duration_seconds", "From admission to the end", _SECONDS)
-        self.ttft = histogram("time_to_first_token_seconds", "From admission to the first token", _SECONDS)
-        self.itl = histogram("inter_token_latency_seconds", "Between steps of one sequence", _TOKEN_SECONDS)
-        self.input_tokens = histogram("input_sequence_tokens", "Prompt tokens a request", _TOKENS)
-        self.output_tokens_hist = histogram("output_sequence_tokens", "Generated tokens a request", _TOKENS)
-        self.cached_tokens = histogram("cached_tokens", "Prompt tokens a request whose KV was reused", _TOKENS)
-        self.output_tokens = counter("output_tokens", "Generated tokens")
-        self.migrations = counter("model_migration", "Requests moved to another worker")
-        self.rejections = counter("model_rejection", "Requests turned away for load")
-        self.routing_total = overhead("total", "Router time a request")
-        self.routing_match = overhead("indexer_find_matches", "Index look-up a request")
-        self.routing_schedule = overhead("scheduling", "Choice among workers a request")
-        self.routing_hash = overhead("block_hashing", "Tokenising and hashing a prompt")
+        self._hashing = overhead("block_hashing", "Hashing a prompt's blocks")
+        self._matching = overhead("indexer_find_matches", "Looking them up")
+        self._scheduling = overhead("scheduling", "Choosing a worker")
+        self._overhead = overhead("total", "Hashing, and asking the router until it answers")
+        self._blocks: dict[str, tuple[int, int]] = {}
         Gauge("dynbox_build_info", "1, with the version", ("version",), registry=registry).labels(version).set(1)
+
+    def note_placement(
+        self, model: str, placed: Placed, *, prompt_blocks: int, hashing_ms: float, round_trip_ms: float
+    ) -> None:
+        self._hashing.observe(hashing_ms)
+        self._matching.observe(placed.match_us / 1000)
+        self._scheduling.observe(max(placed.took_us - placed.match_us, 0.0) / 1000)
+        self._overhead.observe(hashing_ms + round_trip_ms)
+        had, of = self._blocks.get(model, (0, 0))
+        had, of = had + placed.overlap_blocks, of + prompt_blocks
+        self._blocks[model] = (had, of)
+        if of:
+            self.hit_rate.labels(model).set(had / of)

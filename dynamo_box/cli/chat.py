@@ -70,8 +70,8 @@ def chat(
         str | None, typer.Option("--system", metavar="TEXT", help="What the model is told before you speak.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0.0, max=2.0, metavar="T", help="0 is greedy.")
-    ] = None,
+        float, typer.Option("--temperature", min=0.0, max=2.0, metavar="T", help="0 is greedy (default 0.2).")
+    ] = 0.2,
     max_tokens: Annotated[
         int | None, typer.Option("--max-tokens", min=1, metavar="N", help="Limit of one answer.")
     ] = None,
@@ -83,9 +83,7 @@ def chat(
     with ControlClient.connect(run_dir()) as client:
         snapshot = client.snapshot()
     name = choose_model(snapshot, model)
-    options: dict[str, object] = {}
-    if temperature is not None:
-        options["temperature"] = temperature
+    options: dict[str, object] = {"temperature": temperature}
     if max_tokens is not None:
         options["max_tokens"] = max_tokens
     conversation = Conversation(snapshot.box.endpoint, name, system, options)

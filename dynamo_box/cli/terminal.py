@@ -7,7 +7,8 @@ import shutil
 from typing import TextIO
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
-_KEPT_CONTROLS = {ord("\n"), ord("\t")}
+_KEPT = frozenset("\n\t\u200c\u200d")
+"""Not printable by Unicode's book, but needed: the joiners are part of Persian, Indic scripts and emoji."""
 
 
 def printable(text: str) -> str:
@@ -19,9 +20,7 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        character
-        if character.isprintable() or ord(character) in _KEPT_CONTROLS
-        else character.encode("unicode_escape").decode()
+        character if character.isprintable() or character in _KEPT else character.encode("unicode_escape").decode()
         for character in text
     )
 

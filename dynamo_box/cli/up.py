@@ -10,21 +10,19 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
-from dynamo_box.cli import complete, output, stderr, terminal
+from dynamo_box.cli import complete, output, render, stderr, terminal
 from dynamo_box.cli.planning import Planning, is_known, pull_all
 from dynamo_box.cli.port import require_free
 from dynamo_box.cli.progress import BoxProgress, Display, make_display
-from dynamo_box.control.client import ControlClient
-from dynamo_box.control.launch import Launching, is_held, launch, run_in_foreground
-from dynamo_box.errors import BoxError, ExitCode, NotRunning, TimedOut, UsageError
+from dynamo_box.cli.start import join, launch_and_follow, neighbour
+from dynamo_box.control.launch import run_in_foreground
+from dynamo_box.errors import BoxError, ExitCode, UsageError
 from dynamo_box.log import LEVEL_VARIABLE
-from dynamo_box.paths import run_dir
 from dynamo_box.snapshot import BoxSnapshot
 
 if TYPE_CHECKING:
@@ -34,10 +32,6 @@ app = complete.verb()
 
 DEFAULT_PROFILE = "smollm2"
 LEVELS = ("debug", "info", "warning", "error")
-NEIGHBOUR_TIMEOUT_S = 10.0
-"""How long a box that another command is just starting may take until its control socket is there."""
-
-STOP_PATIENCE_S = 60.0
 
 
 @app.command()
@@ -75,7 +69,9 @@ def up(
     no_pull: Annotated[bool, typer.Option("--no-pull", help="Fail if a model is not in the store.")] = False,
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", min=0.0, metavar="SECONDS", help="Give up, leaving nothing, when it takes longer."),
+        typer.Option(
+            "--timeout", min=0.0, metavar="SECONDS", help="Give up, leaving nothing, when the start takes longer."
+        ),
     ] = None,
 ) -> ExitCode:
     """Start a box and return when it answers: a real completion has come back from every model."""
@@ -85,7 +81,6 @@ def up(
         if log_level.lower() not in LEVELS:
             raise UsageError(f"--log-level {log_level!r} is no level", remedy=f"levels: {', '.join(LEVELS)}")
         os.environ[LEVEL_VARIABLE] = log_level.lower()
-    deadline = None if timeout is None else time.monotonic() + timeout
     display = make_display(as_json=as_json)
     try:
         with contextlib.closing(display):
@@ -94,7 +89,7 @@ def up(
             if dry_run:
                 show_plan(plan, as_json=as_json)
             else:
-                _start(planning, plan, display, foreground, not no_pull, deadline, as_json=as_json)
+                _start(planning, plan, display, foreground, not no_pull, timeout, as_json=as_json)
     except BoxError as error:
         if as_json:
             output.json_line(
@@ -139,13 +134,13 @@ def _start(
     display: Display,
     foreground: bool,
     pull: bool,
-    deadline: float | None,
+    timeout_s: float | None,
     *,
     as_json: bool,
 ) -> None:
     progress = BoxProgress(display)
-    neighbour = _neighbour()
-    if neighbour is None:
+    other = neighbour()
+    if other is None:
         try:
             require_free(plan.host, plan.port)
             if missing := planning.missing_origins(plan):
@@ -155,117 +150,15 @@ def _start(
                 stderr.warn(warning)
             if foreground:
                 run_in_foreground(msgspec.msgpack.encode(plan))
-            announce(_launch_and_follow(plan, progress, deadline), already=False, as_json=as_json)
+            announce(launch_and_follow(plan, progress, _deadline(timeout_s)), already=False, as_json=as_json)
         except BoxError:
             # Whatever failed: if another command has been quicker, its box is the reason.
-            neighbour = _neighbour()
-            if neighbour is None:
+            other = neighbour()
+            if other is None:
                 raise
-    if neighbour is not None:
-        with neighbour:
-            announce(_join(neighbour, plan, progress, deadline), already=True, as_json=as_json)
-
-
-def _launch_and_follow(plan: Plan, progress: BoxProgress, deadline: float | None) -> BoxSnapshot:
-    """Start a supervisor and show what it does until the box is ready. Leaves nothing otherwise.
-
-    Raises:
-        BoxError: the start failed.
-        TimedOut: the deadline passed.
-        KeyboardInterrupt: Ctrl-C.
-    """
-    snapshot: BoxSnapshot | None = None
-    with launch(msgspec.msgpack.encode(plan)) as launching:
-        try:
-            while True:
-                latest = launching.next(_left(deadline))
-                if latest is None:
-                    break
-                snapshot = latest
-                progress.show(snapshot)
-        except TimeoutError as error:
-            _stop(launching, "out of time")
-            raise TimedOut(
-                "the box was not ready in time; nothing of it is left",
-                remedy="give it longer with --timeout, or see `dynbox logs`",
-                details=_unfinished(snapshot),
-            ) from error
-        except KeyboardInterrupt:
-            _stop(launching, "interrupted")
-            raise
-        except BoxError:
-            launching.wait_gone(STOP_PATIENCE_S)
-            raise
-    if snapshot is None:
-        raise BoxError("the supervisor called the box ready without showing it", remedy="see `dynbox ps`")
-    return snapshot
-
-
-def _stop(launching: Launching, why: str) -> None:
-    """Have everything taken down that was started, and see it gone; Ctrl-C again only says that it is on its way."""
-    stderr.say(f"{why}: stopping what was started")
-    launching.abort()
-    end = time.monotonic() + STOP_PATIENCE_S
-    while (left := end - time.monotonic()) > 0:
-        try:
-            if launching.wait_gone(left):
-                return
-        except KeyboardInterrupt:
-            stderr.say("still stopping; the supervisor finishes that even if this command is killed")
-    raise BoxError(
-        f"the supervisor (pid {launching.pid}) is still stopping after {STOP_PATIENCE_S:.0f} s",
-        remedy=f"kill -9 {launching.pid}, then `dynbox down`",
-    )
-
-
-def _neighbour() -> ControlClient | None:
-    """The box in this run dir, waited for if another command is just starting it; None if nobody holds the run dir."""
-    end = time.monotonic() + NEIGHBOUR_TIMEOUT_S
-    while True:
-        try:
-            return ControlClient.connect(run_dir())
-        except NotRunning:
-            if not is_held(run_dir()) or time.monotonic() > end:
-                return None
-        time.sleep(0.05)  # a lock has no event that one who doesn't want it could wait for
-
-
-def _join(client: ControlClient, plan: Plan, progress: BoxProgress, deadline: float | None) -> BoxSnapshot:
-    """The box that is there already, once it is ready.
-
-    Raises:
-        BoxError: it is another one than was asked for, or it failed.
-    """
-    snapshot = client.snapshot()
-    box = snapshot.box
-    if (box.profile, box.endpoint) != (plan.profile, plan.endpoint):
-        raise BoxError(
-            f"another box is running: profile {box.profile} on {box.endpoint}, supervisor pid {box.pid}",
-            remedy="`dynbox down` stops it; another DYNBOX_RUN_DIR and --port run a second box beside it",
-        )
-    if box.state == "starting":
-        stderr.say(f"profile {box.profile} is already being started (supervisor pid {box.pid})")
-        for snapshot in _until(client.watch(), deadline):
-            progress.show(snapshot)
-            if snapshot.box.state != "starting":
-                break
-    if snapshot.box.state not in ("ready", "degraded"):
-        raise BoxError(
-            f"the box (profile {box.profile}, supervisor pid {box.pid}) is {snapshot.box.state}, not ready",
-            remedy="wait until it is gone, then `dynbox up` again",
-            details=(snapshot.box.cause,) if snapshot.box.cause else (),
-        )
-    return snapshot
-
-
-def _until(snapshots: Iterator[BoxSnapshot], deadline: float | None) -> Iterator[BoxSnapshot]:
-    """Raises:
-    TimedOut: the deadline passed.
-    """
-    for snapshot in snapshots:
-        if deadline is not None and time.monotonic() > deadline:
-            raise TimedOut("the box that another command is starting was not ready in time", remedy="see `dynbox ps`")
-        yield snapshot
+    if other is not None:
+        with other:
+            announce(join(other, plan, progress, _deadline(timeout_s)), already=True, as_json=as_json)
 
 
 def announce(snapshot: BoxSnapshot, *, already: bool, as_json: bool) -> None:
@@ -276,13 +169,18 @@ def announce(snapshot: BoxSnapshot, *, already: bool, as_json: bool) -> None:
         output.json_line({"event": "ready", "already": already, "box": box, "models": snapshot.models})
         return
     if already:
-        stderr.say(f"profile {box.profile} is already up since {box.uptime_s:.0f} s (supervisor pid {box.pid})")
+        uptime = render.duration(box.uptime_s)
+        stderr.say(f"profile {box.profile} is already up, for {uptime} (supervisor pid {box.pid})")
         if box.state == "degraded":
             stderr.warn(f"the box is degraded: {box.cause}")
     output.text(f"{box.endpoint} serves {', '.join(names)} (profile {box.profile})")
     output.text("")
     output.text(f"  {_curl(box.endpoint, names[0])}" if names else "  no model")
     output.text("  dynbox chat")
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    return None if timeout_s is None else time.monotonic() + timeout_s
 
 
 def _curl(endpoint: str, model: str) -> str:
@@ -292,17 +190,3 @@ def _curl(endpoint: str, model: str) -> str:
     }
     text = msgspec.json.encode(body).decode()
     return f"curl {endpoint}/v1/chat/completions -H 'Content-Type: application/json' -d '{text}'"
-
-
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(deadline - time.monotonic(), 0.001)
-
-
-def _unfinished(snapshot: BoxSnapshot | None) -> tuple[str, ...]:
-    if snapshot is None:
-        return ()
-    return tuple(
-        f"{process.name}: {process.state} {process.phase}".rstrip()
-        for process in snapshot.processes
-        if process.state != "ready"
-    )

@@ -37,8 +37,7 @@ class Vocabulary:
         self._special = frozenset(number for number, token in added.items() if token.special)
         self._bytes: dict[int, bytes] | None = None
         if decoder_type == "ByteLevel":
-            plain = {number: token.content.encode() for number, token in added.items() if not token.special}
-            self._bytes = _byte_table(tokenizer) | plain | dict.fromkeys(self._special, b"")
+            self._bytes = _byte_table(tokenizer) | dict.fromkeys(self._special, b"")
 
     def detokenizer(self) -> Detokenizer:
         if self._bytes is not None:
@@ -93,9 +92,12 @@ class _Windowed:
 
 
 def _byte_table(tokenizer: tokenizers.Tokenizer) -> dict[int, bytes]:
-    """Id → bytes of a byte-level vocabulary, whose characters each stand for a byte (GPT-2's mapping)."""
+    """Id → bytes of a byte-level vocabulary, whose characters each stand for a byte (GPT-2's mapping).
+
+    A token with a character outside of the mapping, as added ones may have, stands for itself.
+    """
     characters = _byte_characters()
-    vocabulary: dict[str, Any] = tokenizer.get_vocab(with_added_tokens=False)
+    vocabulary: dict[str, Any] = tokenizer.get_vocab(with_added_tokens=True)
     table = {}
     for token, number in vocabulary.items():
         if all(character in characters for character in token):

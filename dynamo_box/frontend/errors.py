@@ -52,11 +52,11 @@ def unsupported(param: str, what: str) -> ApiError:
     return invalid_request(f"{what}; leave out '{param}'", param, "unsupported_parameter")
 
 
-def context_too_long(prompt_tokens: int, context_length: int) -> ApiError:
+def context_too_long(prompt_tokens: int, context_length: int, field: str) -> ApiError:
     return invalid_request(
         f"the prompt is {prompt_tokens} tokens long, and with at least one to generate it must fit into this model's "
         f"context of {context_length}; shorten the prompt",
-        "messages",
+        field,
         "context_length_exceeded",
     )
 

@@ -93,8 +93,9 @@ def _invalid(text: str) -> ApiError:
 def _refuse_unserved(body: schemas.Refused) -> None:
     for field in schemas.Refused.__struct_fields__:
         value = getattr(body, field)
-        if value is not None and value not in schemas.NEUTRAL.get(field, ()):
-            raise unsupported(field, f"'{field}' is not served by this engine")
+        if value is None or value is False or value in schemas.NEUTRAL.get(field, ()):
+            continue
+        raise unsupported(field, f"'{field}' is not served by this engine")
 
 
 def _read_message(raw: msgspec.Raw, number: int) -> dict[str, str]:

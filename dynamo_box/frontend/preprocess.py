@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import msgspec
 
@@ -19,59 +20,64 @@ MAX_TOKENS_ON_LOOP = 2048
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """`tokens` are packed; `hashes` are the router's names of the full blocks; `hashing_ms` is what they took."""
+    """`tokens` are packed; `hashes` are the router's names of the full blocks; `hashing_ms` is what these took."""
 
     tokens: bytes
     count: int
     isolation: bytes
     hashes: tuple[int, ...]
+    hashing_ms: float
     sampling: Sampling
 
 
-async def prepare(task: Task, tokenizer: ModelTokenizer, instance: Instance) -> Prompt:
-    """Raises ApiError (400): no template, empty, foreign token ids, or too long for the context."""
-    if task.tokens is not None:
-        if any(token >= tokenizer.vocabulary_size for token in task.tokens):
-            raise invalid_request(
-                f"'prompt' holds a token id outside of the vocabulary of {tokenizer.vocabulary_size}",
-                "prompt",
-            )
-        packed = pack_tokens(task.tokens)
-    else:
-        text = _text_of(task, tokenizer)
-        if len(text) > MAX_CHARACTERS_ON_LOOP:
-            packed = await asyncio.to_thread(tokenizer.encode, text)
-        else:
-            packed = tokenizer.encode(text)
+async def prepare(task: Task, tokenizer: ModelTokenizer, instance: Instance, context_length: int) -> Prompt:
+    """`instance` is any worker of the model; `context_length` bounds prompt and answer together.
+
+    Raises:
+        ApiError: no template, an empty prompt, foreign token ids, or too long for the context (400).
+    """
+    if _is_long(task):
+        return await asyncio.to_thread(_prepare, task, tokenizer, instance, context_length)
+    return _prepare(task, tokenizer, instance, context_length)
+
+
+def _is_long(task: Task) -> bool:
+    if task.messages is not None:
+        return sum(len(message["content"]) for message in task.messages) > MAX_CHARACTERS_ON_LOOP
+    return len(task.text or "") > MAX_CHARACTERS_ON_LOOP or len(task.tokens or ()) > MAX_TOKENS_ON_LOOP
+
+
+def _prepare(task: Task, tokenizer: ModelTokenizer, instance: Instance, context_length: int) -> Prompt:
+    field = "prompt" if task.messages is None else "messages"
+    packed = _encode(task, tokenizer)
     count = len(packed) // TOKEN_BYTES
-    field = "messages" if task.chat else "prompt"
     if count == 0:
         raise invalid_request(f"'{field}' is empty", field)
-    if count + 1 > instance.context_length:
-        raise context_too_long(count, instance.context_length)
+    if count + 1 > context_length:
+        raise context_too_long(count, context_length, field)
+    began = time.perf_counter()
     key = isolation_key(
         instance.fingerprint,
         block_size=instance.block_size,
         kv_dtype=instance.kv_dtype,
         cache_salt=task.cache_salt,
     )
-    if count > MAX_TOKENS_ON_LOOP:
-        digests = await asyncio.to_thread(chain_digests, packed, instance.block_size, key)
-    else:
-        digests = chain_digests(packed, instance.block_size, key)
-    return Prompt(packed, count, key, short_hashes(digests), _sampling(task, instance.context_length - count))
+    hashes = short_hashes(chain_digests(packed, instance.block_size, key))
+    hashing_ms = (time.perf_counter() - began) * 1000
+    return Prompt(packed, count, key, hashes, hashing_ms, _sampling(task, context_length - count))
 
 
-def _text_of(task: Task, tokenizer: ModelTokenizer) -> str:
-    if task.messages is None:
-        return task.text or ""
-    if tokenizer.chat_template is None:
+def _encode(task: Task, tokenizer: ModelTokenizer) -> bytes:
+    if task.messages is not None:
+        return tokenizer.encode_chat(task.messages)
+    if task.text is not None:
+        return tokenizer.encode_text(task.text)
+    tokens = task.tokens or []
+    if any(token >= tokenizer.vocabulary_size for token in tokens):
         raise invalid_request(
-            f"model {task.model} has no chat template; use /v1/completions",
-            "messages",
-            "unsupported_parameter",
+            f"'prompt' holds a token id outside of the vocabulary of {tokenizer.vocabulary_size}", "prompt"
         )
-    return tokenizer.chat_template.render(task.messages)
+    return pack_tokens(tokens)
 
 
 def _sampling(task: Task, room: int) -> Sampling:

@@ -1,218 +1,130 @@
-"""One request's life between admission and release: placed, run on a worker, tried elsewhere while nothing was said.
+"""All requests between admission and end, and what may end one early.
 
-Whatever ends it (its last token, an error, a client that left, a lost worker), the sequence is closed on its worker and
-the lease released at the router: both hang on the `finally` of `deltas`.
+An interruption (the client has left, the operator cancels, nothing moves, the process stops) cancels the request's task
+wherever it waits, and its `finally` blocks give back the sequence, the lease and the place in the queue. The task then
+finds the reason here and answers with it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Callable
 
-from dynamo_box.discovery.instances import Instance
 from dynamo_box.frontend import errors
-from dynamo_box.frontend.intake import Task
-from dynamo_box.frontend.preprocess import Prompt
-from dynamo_box.frontend.routing import Lease, RouterClient, RouterGone
+from dynamo_box.frontend.errors import ApiError
+from dynamo_box.frontend.reply import Reply
 from dynamo_box.frontend.stats import RequestStats, Stats
-from dynamo_box.frontend.workers import Mailbox, WorkerLost, Workers
-from dynamo_box.log import get_logger
-from dynamo_box.protocol.request import Delta, Generate
-from dynamo_box.protocol.route import Place, Unplaced
 
-MAX_PLACEMENTS = 3
-"""A request that has said nothing yet is placed again when its worker is lost, this often in all."""
-
-CONNECTION_WAIT_S = 2.0
-"""The router may learn of a worker a moment before this process has connected to it."""
-
-STALL_LIMIT_S = 120.0
 STALL_CHECK_S = 1.0
+FIRST_TOKEN_PATIENCE = 5.0
+"""Before its first token a request may wait for its turn, so it has this many stall limits if its worker moves."""
 
-log = get_logger()
+
+class LiveRequest:
+    """One request, run by the task that made this object."""
+
+    __slots__ = ("_reason", "_reply", "_task", "last_step", "stats", "worker_last_step")
+
+    def __init__(self, stats: RequestStats, reply: Reply) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._reply = reply
+        self._reason: ApiError | None = None
+        self.stats = stats
+        self.last_step = time.monotonic()
+        self.worker_last_step: Callable[[], float] | None = None
+
+    def interrupt(self, reason: ApiError) -> None:
+        """End the request with `reason`; the first one counts."""
+        if self._reason is None:
+            self._reason = reason
+            self._task.cancel()
+
+    def interruption(self) -> ApiError | None:
+        """Why the task has just been cancelled; None if that was somebody else's doing."""
+        if self._reason is not None:
+            self._task.uncancel()
+        return self._reason
+
+    def stall(self, now: float, limit_s: float) -> ApiError | None:
+        """The error to end this request with, if nothing has moved for too long."""
+        idle_s = now - self.last_step
+        if idle_s < limit_s:
+            return None
+        if self._reply.sending:
+            return errors.slow_client(limit_s)
+        waits_its_turn = (
+            self.stats.first_token is None
+            and self.worker_last_step is not None
+            and now - self.worker_last_step() < limit_s
+            and idle_s < limit_s * FIRST_TOKEN_PATIENCE
+        )
+        return None if waits_its_turn else errors.stalled(self.stats.worker, limit_s)
 
 
 class Requests:
-    """All live requests of this frontend."""
+    """`max_live` requests may wait or run; one more is turned away."""
 
-    def __init__(self, router: RouterClient, workers: Workers, stats: Stats, discovery_timeout_s: float) -> None:
+    def __init__(self, stats: Stats, *, max_live: int, stall_limit_s: float) -> None:
         self.stats = stats
-        self._router = router
-        self._workers = workers
-        self._discovery_timeout_s = discovery_timeout_s
-        self._live: dict[str, Mailbox] = {}
+        self.draining = False
+        self._max_live = max_live
+        self._stall_limit_s = stall_limit_s
+        self._live: dict[LiveRequest, None] = {}
+        self._fell = asyncio.Event()
 
     @property
     def active(self) -> int:
         return len(self._live)
 
-    def open(self, request_id: str) -> Mailbox:
-        """The mailbox through which a request can be interrupted from its first moment on."""
-        mailbox = self._live[request_id] = Mailbox()
-        return mailbox
-
-    def close(self, request_id: str) -> None:
-        self._live.pop(request_id, None)
-
-    def interrupt(self, request_id: str, reason: Exception) -> bool:
-        """End a live request with `reason`; False if there is none of this id."""
-        mailbox = self._live.get(request_id)
-        if mailbox is None:
-            return False
-        mailbox.interrupt(reason)
-        return True
-
-    def interrupt_all(self, reason: Exception) -> None:
-        for mailbox in self._live.values():
-            mailbox.interrupt(reason)
-
-    async def watch_for_stalls(self, limit_s: float = STALL_LIMIT_S) -> None:
-        """End requests that have made no progress for `limit_s`; runs until cancelled."""
-        while True:
-            await asyncio.sleep(STALL_CHECK_S)
-            oldest = time.monotonic() - limit_s
-            for request_id, mailbox in self._live.items():
-                if mailbox.last_progress < oldest:
-                    request = self.stats.live.get(request_id)
-                    mailbox.interrupt(errors.stalled(request.worker if request else None, limit_s))
-
-    async def wait_for_instance(self, model: str) -> Instance:
-        """Any worker of the model, waiting for one for a bounded time.
+    def admit(self, stats: RequestStats, reply: Reply) -> LiveRequest:
+        """Take a request of the current task; to be given back with `end`.
 
         Raises:
-            ApiError: none came (503).
+            ApiError: no room, or the process is about to stop (503).
         """
-        deadline = time.monotonic() + self._discovery_timeout_s
-        while (instance := self._workers.instance_of(model)) is None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise errors.unavailable(f"no worker serves {model} now; see `dynbox ps`")
-            await self._workers.wait_for_change(left_s)
-        return instance
+        if self.draining:
+            raise errors.draining()
+        if len(self._live) >= self._max_live:
+            raise errors.overloaded(self._max_live)
+        live = LiveRequest(stats, reply)
+        self._live[live] = None
+        self.stats.begin(stats)
+        return live
 
-    async def deltas(
-        self, task: Task, prompt: Prompt, request: RequestStats, mailbox: Mailbox
-    ) -> AsyncGenerator[Delta, None]:
-        """What the worker produces, up to and including the delta with a finish reason.
+    def end(self, live: LiveRequest, status: int) -> None:
+        del self._live[live]
+        self.stats.end(live.stats, status)
+        self._fell.set()
 
-        Raises:
-            ApiError: the request failed, or was interrupted.
-        """
-        lost: list[str] = []
+    def interrupt(self, request_id: str, reason: ApiError) -> int:
+        """End every live request of this id; how many there were."""
+        found = [live for live in self._live if live.stats.request_id == request_id]
+        for live in found:
+            live.interrupt(reason)
+        return len(found)
+
+    def interrupt_all(self, reason: ApiError) -> None:
+        for live in self._live:
+            live.interrupt(reason)
+
+    async def watch_for_stalls(self) -> None:
+        """End requests in which nothing moves; runs until cancelled."""
         while True:
-            request.phase = "routing"
-            lease = await self._place(task, prompt, request.request_id, tuple(lost))
-            request.worker = lease.worker
-            request.phase = "prefill"
-            try:
-                async for delta in self._run(task, prompt, request, lease, mailbox):
-                    yield delta
-                    if delta.finish is not None:
-                        return
-            except WorkerLost as error:
-                lost.append(lease.worker)
-                log.warning(
-                    "worker lost",
-                    request_id=request.request_id,
-                    worker=lease.worker,
-                    tokens=request.output_tokens,
-                )
-                if request.output_tokens or len(lost) >= MAX_PLACEMENTS or task.pin:
-                    raise errors.worker_lost(lease.worker, str(error)) from error
-                mailbox.retry()
-            finally:
-                lease.release()
+            await asyncio.sleep(min(STALL_CHECK_S, self._stall_limit_s))
+            now = time.monotonic()
+            for live in self._live:
+                error = live.stall(now, self._stall_limit_s)
+                if error is not None:
+                    live.interrupt(error)
 
-    async def _run(
-        self, task: Task, prompt: Prompt, request: RequestStats, lease: Lease, mailbox: Mailbox
-    ) -> AsyncGenerator[Delta, None]:
-        connection = self._workers.connection(lease.worker)
-        deadline = time.monotonic() + CONNECTION_WAIT_S
-        while connection is None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise WorkerLost("it can't be reached")
-            await self._workers.wait_for_change(left_s)
-            connection = self._workers.connection(lease.worker)
-        number = connection.next_number()
-        generate = Generate(
-            id=number,
-            request_id=request.request_id,
-            tokens=prompt.tokens,
-            sampling=prompt.sampling,
-            isolation=prompt.isolation,
-            priority=task.priority,
-            annotations=task.annotations,
-        )
-        sequence = connection.start(mailbox, generate)
-        try:
-            while True:
-                delta = await mailbox.get()
-                if delta.finish == "error":
-                    raise _failure(delta, lease.worker, request)
-                if delta.tokens:
-                    if not lease.prefilled:
-                        lease.prefill_done()
-                        request.cached_tokens = delta.cached_tokens
-                    request.token(len(delta.tokens))
-                yield delta
-        finally:
-            sequence.close()
-
-    async def _place(self, task: Task, prompt: Prompt, request_id: str, lost: tuple[str, ...]) -> Lease:
-        place = Place(
-            id=0,
-            request_id=request_id,
-            model=task.model,
-            hashes=prompt.hashes,
-            prompt_tokens=prompt.count,
-            pin=task.pin,
-            exclude=lost,
-        )
-        deadline = time.monotonic() + self._discovery_timeout_s
-        while True:
-            try:
-                reply = await self._router.place(place)
-            except RouterGone as error:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    raise errors.unavailable("the router doesn't answer; see `dynbox ps`") from error
-                try:
-                    await asyncio.wait_for(self._router.connected.wait(), left_s)
-                except TimeoutError:
-                    continue
-                continue
-            if not isinstance(reply, Unplaced):
-                self._note_overhead(reply)
-                return reply
-            left_s = deadline - time.monotonic()
-            if reply.code != "no_workers" or left_s <= 0:
-                raise _unplaced(reply, task)
-            await self._workers.wait_for_change(min(left_s, 0.1))
-
-    def _note_overhead(self, lease: Lease) -> None:
-        metrics, placed = self.stats.metrics, lease.placed
-        metrics.routing_total.observe(placed.took_us / 1000)
-        metrics.routing_match.observe(placed.match_us / 1000)
-        metrics.routing_schedule.observe(max(placed.took_us - placed.match_us, 0.0) / 1000)
-
-
-def _failure(delta: Delta, worker: str, request: RequestStats) -> Exception:
-    if delta.rejected:
-        return errors.invalid_request(delta.error)
-    if request.output_tokens == 0:
-        return WorkerLost(delta.error)
-    return errors.worker_failed(worker, delta.error)
-
-
-def _unplaced(reply: Unplaced, task: Task) -> errors.ApiError:
-    match reply.code:
-        case "unknown_model":
-            return errors.unknown_model(task.model, ())
-        case "bad_request":
-            return errors.invalid_request(reply.reason)
-        case "pinned_worker_gone":
-            return errors.invalid_request(reply.reason, "nvext.backend_instance_id")
-        case "no_workers":
-            return errors.unavailable(reply.reason)
+    async def drain(self, tell: Callable[[int], None]) -> None:
+        """Take nothing new; return when the last request has ended. `tell` hears how many are left, 0 at last."""
+        self.draining = True
+        while self._live:
+            tell(len(self._live))
+            self._fell.clear()
+            await self._fell.wait()
+        tell(0)

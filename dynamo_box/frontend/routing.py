@@ -8,8 +8,9 @@ from pathlib import Path
 
 import msgspec
 
+from dynamo_box.frontend.reconnect import keep_connected
 from dynamo_box.log import get_logger
-from dynamo_box.protocol.framing import Channel, connect_channel
+from dynamo_box.protocol.framing import Channel
 from dynamo_box.protocol.route import (
     Adopt,
     Place,
@@ -22,15 +23,16 @@ from dynamo_box.protocol.route import (
     reply_decoder,
 )
 
-FIRST_RETRY_S = 0.02
-LONGEST_RETRY_S = 0.5
-RENEW_S = 60.0
+RENEW_S = 15.0
+"""Well within a lease's time to live, which is minutes."""
+
+RouterChannel = Channel[RouteReply]
 
 log = get_logger()
 
 
 class RouterGone(Exception):
-    """The router went away before it answered, or didn't come back in time."""
+    """The router is not there, or went away before it answered."""
 
 
 class Lease:
@@ -39,9 +41,12 @@ class Lease:
     def __init__(self, router: RouterClient, place: Place, placed: Placed) -> None:
         self._router = router
         self.place = place
-        self.worker = placed.worker
         self.placed = placed
         self.prefilled = False
+
+    @property
+    def worker(self) -> str:
+        return self.placed.worker
 
     def prefill_done(self) -> None:
         if not self.prefilled:
@@ -54,13 +59,7 @@ class Lease:
     def adoption(self) -> Adopt:
         place = self.place
         return Adopt(
-            place.id,
-            place.request_id,
-            place.model,
-            self.worker,
-            place.hashes,
-            place.prompt_tokens,
-            self.prefilled,
+            place.id, place.request_id, place.model, self.worker, place.hashes, place.prompt_tokens, self.prefilled
         )
 
 
@@ -69,60 +68,55 @@ class RouterClient:
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
-        self._channel: Channel[RouteReply] | None = None
+        self._channel: RouterChannel | None = None
         self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Placed | Unplaced]] = {}
+        self._waiting: dict[int, asyncio.Future[RouteReply]] = {}
         self._leases: dict[int, Lease] = {}
         self.connected = asyncio.Event()
 
+    @property
+    def leases(self) -> int:
+        return len(self._leases)
+
     async def run(self) -> None:
         """Connect, renew leases, connect again; ends when cancelled."""
-        retry_s = FIRST_RETRY_S
-        while True:
-            try:
-                channel = await connect_channel(self._socket, self._make_channel)
-            except OSError:
-                await asyncio.sleep(retry_s)
-                retry_s = min(retry_s * 2, LONGEST_RETRY_S)
-                continue
-            retry_s = FIRST_RETRY_S
-            for lease in self._leases.values():
-                channel.send(lease.adoption())
-            self._channel = channel
-            self.connected.set()
-            log.info("router connected", adopted=len(self._leases))
-            try:
-                await self._renew_until_closed(channel)
-            finally:
-                self._lost()
-                channel.close()
+        await keep_connected(self._socket, lambda: Channel(reply_decoder, self._on_reply), self._use)
 
-    def _make_channel(self) -> Channel[RouteReply]:
-        return Channel(reply_decoder, self._on_reply)
+    async def _use(self, channel: RouterChannel) -> None:
+        for lease in self._leases.values():
+            channel.send(lease.adoption())
+        self._channel = channel
+        self.connected.set()
+        log.info("router connected", adopted=len(self._leases))
+        try:
+            while not channel.closed.done():
+                if self._leases:
+                    channel.send(Renew(tuple(self._leases)))
+                await asyncio.wait({channel.closed}, timeout=RENEW_S)
+        finally:
+            self._channel = None
+            self.connected.clear()
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(RouterGone("the router went away"))
 
-    async def _renew_until_closed(self, channel: Channel[RouteReply]) -> None:
-        while not channel.closed.done():
-            await asyncio.wait({channel.closed}, timeout=RENEW_S)
-            if self._leases:
-                channel.send(Renew(tuple(self._leases)))
+    async def wait_until_connected(self, timeout_s: float) -> None:
+        """Return when there is a router, or after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.connected.wait()
+        except TimeoutError:
+            return
 
-    def _lost(self) -> None:
-        self._channel = None
-        self.connected.clear()
-        waiting, self._waiting = self._waiting, {}
-        for answer in waiting.values():
-            if not answer.done():
-                answer.set_exception(RouterGone("the router went away"))
-
-    def _on_reply(self, _channel: Channel[RouteReply], reply: RouteReply) -> None:
-        answer = self._waiting.pop(reply.id, None)
+    def _on_reply(self, channel: RouterChannel, reply: RouteReply) -> None:
+        answer = self._waiting.get(reply.id)
         if answer is not None and not answer.done():
             answer.set_result(reply)
         elif isinstance(reply, Placed):
-            self.tell(Release(reply.id))  # whoever asked has left
+            channel.send(Release(reply.id))  # whoever asked has left
 
     async def place(self, request: Place) -> Lease | Unplaced:
-        """Ask where `request` should go; its id is replaced by one of this connection.
+        """Ask where `request` should go; its id is set here.
 
         Raises:
             RouterGone: there is no router now, or it went away before it answered.
@@ -131,20 +125,19 @@ class RouterClient:
             raise RouterGone("there is no router")
         number = next(self._ids)
         request = msgspec.structs.replace(request, id=number)
-        answer: asyncio.Future[Placed | Unplaced] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+        answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         self._channel.send(request)
         try:
             reply = await answer
         except asyncio.CancelledError:
-            self._waiting.pop(number, None)
             if answer.done() and not answer.cancelled():
-                self.tell(Release(number))
+                self.tell(Release(number))  # the answer came in the same turn as the cancellation
             raise
+        finally:
+            del self._waiting[number]
         if isinstance(reply, Unplaced):
             return reply
-        lease = Lease(self, request, reply)
-        self._leases[number] = lease
+        lease = self._leases[number] = Lease(self, request, reply)
         return lease
 
     def tell(self, message: PrefillDone | Release) -> None:
@@ -154,7 +147,3 @@ class RouterClient:
     def forget(self, lease: Lease) -> None:
         if self._leases.pop(lease.place.id, None) is not None:
             self.tell(Release(lease.place.id))
-
-    @property
-    def leases(self) -> int:
-        return len(self._leases)

@@ -52,7 +52,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
 
     n: int | None = None
     best_of: Any = None
-    logprobs: Any = None
+    logprobs: bool | int | None = None
     top_logprobs: Any = None
     logit_bias: Any = None
     presence_penalty: Any = None
@@ -120,7 +120,7 @@ class Message(msgspec.Struct, frozen=True):
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
+    "logprobs": (),
     "top_logprobs": (),
     "logit_bias": ({},),
     "presence_penalty": (0, 0.0),

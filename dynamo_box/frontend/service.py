@@ -1,4 +1,8 @@
-"""The life of the frontend's process: told by the supervisor what to serve, and when to stop."""
+"""The life of the frontend's process: told by the supervisor what to serve, and when to stop.
+
+It ends in one way only: `_over` gets the exit status. Stop, a Drain that is done, SIGTERM and the end of the status
+socket give 0; a start that fails, and a frontend that breaks, give 1. SIGINT is left to the supervisor.
+"""
 
 from __future__ import annotations
 
@@ -7,87 +11,164 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from dynamo_box.frontend import errors
-from dynamo_box.frontend.app import Service, make_app
-from dynamo_box.frontend.requests import Requests
-from dynamo_box.frontend.routing import RouterClient
-from dynamo_box.frontend.stats import Stats
+from dynamo_box.frontend.app import make_app
+from dynamo_box.frontend.serving import Serving
 from dynamo_box.frontend.tokenizer import ModelTokenizer
-from dynamo_box.frontend.workers import Workers
 from dynamo_box.log import get_logger
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import status
-from dynamo_box.protocol.framing import Channel, status_socket_from_environment
-from dynamo_box.protocol.spec import FrontendSpec
+from dynamo_box.protocol.framing import Channel
+from dynamo_box.protocol.spec import ChildSpec, FrontendSpec
 
 LISTEN_FD_VARIABLE = "DYNBOX_LISTEN_FD"
 REPORT_S = 0.25
 KEEP_ALIVE_S = 75
-CLOSE_S = 2.0
+LAST_WORDS_S = 2.0
+BACKLOG = 1024
+
+StatusChannel = Channel[status.ParentMessage]
 
 log = get_logger()
 
-SupervisorChannel = Channel[status.ParentMessage]
 
-
-class _Server(uvicorn.Server):
-    """Leaves signals to this process, which takes its orders from the supervisor."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class Frontend:
-    """`run` returns when the process should exit 0."""
+class FrontendProcess:
+    """One life of the process."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._spec: asyncio.Future[FrontendSpec] = self._loop.create_future()
-        self._stopping = asyncio.Event()
-        self._service: Service | None = None
-        self._draining: asyncio.Task[None] | None = None
-        self._channel: SupervisorChannel | None = None
+        self._over: asyncio.Future[int] = self._loop.create_future()
+        # Made before it is connected: the first order may come before the connecting call returns.
+        self._status: StatusChannel = Channel(status.parent_decoder, self._on_order, self._on_supervisor_gone)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._serving: Serving | None = None
+        self._server: _Server | None = None
+        self._started = False
 
-    async def run(self) -> None:
-        _, self._channel = await self._loop.create_unix_connection(
-            lambda: Channel(status.parent_decoder, self._on_order, self._on_supervisor_gone),
-            sock=status_socket_from_environment(),
-        )
-        self._loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        stopping = self._loop.create_task(self._stopping.wait())
-        await asyncio.wait([self._spec, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if self._spec.done():
-            try:
-                await self._serve(self._spec.result(), stopping)
-            except (OSError, ValueError) as error:
-                log.error("can't serve", cause=str(error))
-                self._channel.send(status.Failed(str(error), "see `dynbox models`", permanent=True))
-                self._channel.close()
-                raise SystemExit(1) from error
-        stopping.cancel()
-        self._channel.close()
+    async def run(self, status_socket: socket.socket) -> int:
+        """The exit status."""
+        self._loop.add_signal_handler(signal.SIGTERM, self._end, 0)
+        await self._loop.create_unix_connection(lambda: self._status, sock=status_socket)
+        exit_status = await self._over
+        log.info("frontend stops", exit_status=exit_status)
+        if self._server is not None and self._serving is not None:
+            self._serving.requests.draining = True
+            self._serving.requests.interrupt_all(errors.draining())
+            await self._server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._status.close()
+        await asyncio.wait([self._status.closed], timeout=LAST_WORDS_S)
+        return exit_status
 
-    async def _serve(self, spec: FrontendSpec, stopping: asyncio.Task[bool]) -> None:
-        assert self._channel is not None
+    def _end(self, exit_status: int) -> None:
+        if not self._over.done():
+            self._over.set_result(exit_status)
+
+    def _on_order(self, channel: StatusChannel, order: status.ParentMessage) -> None:
+        match order:
+            case status.Start(spec=spec):
+                if not self._started:
+                    self._started = True
+                    self._spawn(self._start(spec))
+            case status.Drain(deadline_s=deadline_s):
+                self._spawn(self._drain(deadline_s))
+            case status.Stop():
+                self._end(0)
+            case status.Set(id=number, key=key):
+                channel.send(status.Answer(number, f"the frontend has no setting {key!r}"))
+            case status.CancelRequest(id=number, request_id=request_id):
+                channel.send(self._cancel(number, request_id))
+
+    def _on_supervisor_gone(self, _channel: StatusChannel, _reason: Exception | None) -> None:
+        self._end(0)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` beside everything else; if it breaks, so does the process."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.error("the frontend is broken", exc_info=error)
+        self._status.send(status.Failed(f"{type(error).__name__}: {error}"))
+        self._end(1)
+
+    async def _start(self, spec: ChildSpec) -> None:
+        try:
+            if not isinstance(spec, FrontendSpec):
+                raise ValueError(f"this is the frontend, not the {type(spec).__name__}'s program")
+            await self._serve(spec)
+        except (OSError, ValueError) as error:
+            log.error("can't serve", cause=str(error))
+            self._status.send(status.Failed(str(error), "see `dynbox models` and the profile", permanent=True))
+            self._end(1)
+
+    async def _serve(self, spec: FrontendSpec) -> None:
+        """
+        Raises:
+            OSError, ValueError: the address can't be had or is not loopback, or a model has no usable tokenizer.
+        """
         sock = _listening_socket(spec)
         tokenizers = {}
         for model in spec.models:
-            self._channel.send(status.Starting(f"tokenizer of {model.name}"))
+            self._status.send(status.Starting(f"tokenizer of {model.name}"))
             tokenizers[model.name] = await asyncio.to_thread(ModelTokenizer, Path(model.path))
-        run_dir = RunDir(Path(spec.run_dir))
-        router, workers = RouterClient(run_dir.router_socket), Workers(run_dir.instances)
-        requests = Requests(router, workers, Stats(), spec.discovery_timeout_s)
-        self._service = Service(spec, tokenizers, requests, router, workers)
-        server = _Server(
+        serving = self._serving = Serving(spec, RunDir(Path(spec.run_dir)), tokenizers)
+        self._spawn(serving.router.run())
+        self._spawn(serving.workers.run())
+        self._spawn(serving.requests.watch_for_stalls())
+        self._server = _Server(serving)
+        await self._server.start(sock)
+        host, port = sock.getsockname()[:2]
+        self._status.send(status.Ready({"address": f"{host}:{port}", "uvicorn": uvicorn.__version__}))
+        log.info("ready", host=host, port=port, models=", ".join(tokenizers))
+        await self._report(serving)
+
+    async def _report(self, serving: Serving) -> None:
+        told = None
+        while True:
+            figures = serving.stats.figures(serving.models)
+            if figures != told:
+                self._status.send(status.Report(figures))
+                told = figures
+            await asyncio.sleep(REPORT_S)
+
+    async def _drain(self, deadline_s: float) -> None:
+        """Turn new requests away; end when the last one has, or at the deadline."""
+        if self._serving is not None:
+            requests = self._serving.requests
+            try:
+                async with asyncio.timeout(deadline_s):
+                    await requests.drain(lambda left: self._status.send(status.Draining(left)))
+            except TimeoutError:
+                log.warning("the drain's deadline has passed", requests=requests.active)
+        self._end(0)
+
+    def _cancel(self, number: int, request_id: str) -> status.Answer:
+        cancelled = self._serving.requests.interrupt(request_id, errors.cancelled()) if self._serving else 0
+        if cancelled == 0:
+            return status.Answer(number, f"no live request {request_id!r}")
+        return status.Answer(number, text=f"cancelled {request_id}")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn on a socket that is there already, with its signals left to this process."""
+
+    def __init__(self, serving: Serving) -> None:
+        super().__init__(
             uvicorn.Config(
-                make_app(self._service),
+                make_app(serving),
                 http="httptools",
                 ws="none",
                 lifespan="off",
@@ -96,93 +177,58 @@ class Frontend:
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=int(LAST_WORDS_S),
             )
         )
-        background = [
-            self._loop.create_task(work)
-            for work in (
-                router.run(),
-                workers.run(),
-                requests.watch_for_stalls(),
-                self._report(self._service),
-            )
-        ]
-        serving = self._loop.create_task(server.serve(sockets=[sock]))
-        self._loop.create_task(self._tell_when_ready(server))  # ends by itself, at once
-        try:
-            await asyncio.wait({stopping, serving, *background}, return_when=asyncio.FIRST_COMPLETED)
-            for task in background:
-                if task.done():
-                    task.result()
-        finally:
-            requests.interrupt_all(errors.draining())
-            server.should_exit = True
-            await asyncio.wait({serving}, timeout=CLOSE_S)
-            for task in (*background, serving):
-                task.cancel()
-            await asyncio.gather(*background, serving, return_exceptions=True)
+        self._listening = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
-    async def _tell_when_ready(self, server: uvicorn.Server) -> None:
-        while not server.started:
-            await asyncio.sleep(0.001)
-        assert self._channel is not None
-        self._channel.send(status.Ready({"uvicorn": uvicorn.__version__}))
+    async def start(self, sock: socket.socket) -> None:
+        """Serve from here on."""
+        self._task = asyncio.create_task(self.serve(sockets=[sock]))
+        listening = asyncio.create_task(self._listening.wait())
+        await asyncio.wait({self._task, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            listening.cancel()
+            self._task.result()
 
-    async def _report(self, service: Service) -> None:
-        assert self._channel is not None
-        last = None
-        while True:
-            figures = service.requests.stats.figures(service.models)
-            if figures != last:
-                self._channel.send(status.Report(figures))
-                last = figures
-            await asyncio.sleep(REPORT_S)
+    async def stop(self) -> None:
+        """Let answers be finished for LAST_WORDS_S at most."""
+        if self._task is not None:
+            self.should_exit = True
+            await asyncio.wait({self._task}, timeout=2 * LAST_WORDS_S)
+            self._task.cancel()
 
-    def _on_order(self, channel: SupervisorChannel, order: status.ParentMessage) -> None:
-        match order:
-            case status.Start(spec=spec):
-                if isinstance(spec, FrontendSpec) and not self._spec.done():
-                    self._spec.set_result(spec)
-            case status.Drain(deadline_s=deadline_s):
-                if self._draining is None:
-                    self._draining = self._loop.create_task(self._drain(deadline_s))
-            case status.Stop():
-                self._stopping.set()
-            case status.Set(id=number, key=key):
-                channel.send(status.Answer(number, f"the frontend has no setting {key!r}"))
-            case status.CancelRequest(id=number, request_id=request_id):
-                known = self._service is not None and self._service.requests.interrupt(request_id, errors.cancelled())
-                problem = "" if known else f"no live request {request_id!r}"
-                channel.send(status.Answer(number, problem, f"cancelled {request_id}" if known else ""))
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._listening.set()
 
-    async def _drain(self, deadline_s: float) -> None:
-        """Turn new requests away; stop when the last one has ended, or at the deadline."""
-        assert self._channel is not None
-        if self._service is not None:
-            self._service.draining = True
-            deadline = self._loop.time() + deadline_s
-            reported = -1
-            while (active := self._service.requests.active) and self._loop.time() < deadline:
-                if active != reported:
-                    self._channel.send(status.Draining(active))
-                    reported = active
-                await asyncio.sleep(0.02)
-            self._channel.send(status.Draining(self._service.requests.active))
-        self._stopping.set()
-
-    def _on_supervisor_gone(self, _channel: SupervisorChannel, _error: Exception | None) -> None:
-        self._stopping.set()
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 def _listening_socket(spec: FrontendSpec) -> socket.socket:
+    """The one that the supervisor holds for every life of this process, else a new one.
+
+    Raises:
+        OSError: the port is taken.
+        ValueError: the address is not loopback.
+    """
     inherited = os.environ.pop(LISTEN_FD_VARIABLE, None)
     if inherited is not None:
         sock = socket.socket(fileno=int(inherited))
         os.set_inheritable(sock.fileno(), False)
+        _require_loopback(sock.getsockname()[0])
     else:
-        sock = socket.create_server((spec.host, spec.port), backlog=1024)
-    address = sock.getsockname()[0]
-    if address != "::1" and not address.startswith("127."):
-        raise ValueError(f"address {address} is not loopback; the frontend serves this machine only")
+        host = "127.0.0.1" if spec.host == "localhost" else spec.host
+        _require_loopback(host)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.create_server((host, spec.port), family=family, backlog=BACKLOG)
     sock.setblocking(False)
     return sock
+
+
+def _require_loopback(host: str) -> None:
+    if host != "::1" and not host.startswith("127."):
+        raise ValueError(f"address {host} is not loopback; the frontend serves this machine only")

@@ -4,46 +4,50 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from dynamo_box import __version__
 from dynamo_box.metrics import FrontendMetrics
 from dynamo_box.protocol.figures import FrontendFigures, Quantiles, RequestFigures
 
-WINDOW = 2048
+WINDOW = 1024
 MAX_LIVE_REPORTED = 256
+CLIENT_GONE = 499
 
 
 class RequestStats:
-    """One request from admission to its end. Times are monotonic seconds."""
+    """One request from its arrival to its end. Times are monotonic seconds, but `started` is Unix time."""
 
-    def __init__(self, stats: Stats, request_id: str, model: str, endpoint: str, streamed: bool) -> None:
-        self._stats = stats
+    def __init__(self, totals: Stats, request_id: str, model: str, endpoint: str, *, streamed: bool) -> None:
         self.request_id = request_id
         self.model = model
         self.endpoint = endpoint
         self.streamed = streamed
         self.began = time.monotonic()
-        self.started_at = time.time()
+        self.started = time.time()
         self.phase = "queued"
         self.worker: str | None = None
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.output_tokens = 0
         self.first_token: float | None = None
-        self.last_token: float | None = None
+        self.last_token = 0.0
+        self._totals = totals
+        self._observe_itl = totals.metrics.itl.labels(model).observe
 
-    def token(self, count: int) -> None:
+    def token(self, count: int, now: float) -> None:
         """Note `count` tokens of one step."""
-        now = time.monotonic()
         self.output_tokens += count
-        stats = self._stats
-        stats.output_tokens += count
-        if self.last_token is None:
+        totals = self._totals
+        totals.output_tokens += count
+        if self.first_token is None:
             self.first_token = now
             self.phase = "decode"
-            stats.note_ttft(self.model, now - self.began)
+            totals.note_ttft(self.model, now - self.began)
         else:
-            stats.note_itl(self.model, now - self.last_token)
+            gap = now - self.last_token
+            totals.itl.append(gap)
+            self._observe_itl(gap)
         self.last_token = now
 
     @property
@@ -56,7 +60,7 @@ class RequestStats:
             model=self.model,
             phase=self.phase,
             worker=self.worker,
-            started=self.started_at,
+            started=self.started,
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             output_tokens=self.output_tokens,
@@ -66,54 +70,65 @@ class RequestStats:
 class Stats:
     def __init__(self) -> None:
         self.metrics = FrontendMetrics(__version__)
-        self.live: dict[str, RequestStats] = {}
         self.output_tokens = 0
-        self._requests = self._errors = self._disconnected = 0
+        self.itl: deque[float] = deque(maxlen=WINDOW)
         self._ttft: deque[float] = deque(maxlen=WINDOW)
-        self._itl: deque[float] = deque(maxlen=WINDOW)
+        self._live: dict[RequestStats, None] = {}
+        self._requests = self._errors = self._disconnected = 0
         self._rate_tokens = 0
         self._rate_at = time.monotonic()
 
-    def begin(self, request_id: str, model: str, endpoint: str, streamed: bool) -> RequestStats:
-        request = RequestStats(self, request_id, model, endpoint, streamed)
-        self.live[request_id] = request
-        self.metrics.active.labels(model).inc()
-        return request
+    def begin(self, request: RequestStats) -> None:
+        self._live[request] = None
+        self.metrics.active.labels(request.model).inc()
 
     def end(self, request: RequestStats, status: int) -> None:
-        del self.live[request.request_id]
+        del self._live[request]
         metrics, model = self.metrics, request.model
-        kind = "stream" if request.streamed else "unary"
-        self._requests += 1
-        self._errors += status >= 400 and status != 499
-        if status == 499:
-            self._disconnected += 1
-            metrics.disconnected.labels(model).inc()
-        elif status == 503:
-            metrics.rejections.labels(model).inc()
+        duration_s = time.monotonic() - request.began
+        self._count(request.model, request.endpoint, status, streamed=request.streamed)
         metrics.active.labels(model).dec()
-        metrics.requests.labels(model, request.endpoint, kind, str(status)).inc()
-        metrics.duration.labels(model).observe(time.monotonic() - request.began)
+        metrics.duration.labels(model).observe(duration_s)
         if request.prompt_tokens:
-            metrics.input_tokens.labels(model).observe(request.prompt_tokens)
-            metrics.output_tokens_hist.labels(model).observe(request.output_tokens)
-            metrics.cached_tokens.labels(model).observe(request.cached_tokens)
+            metrics.prompt_lengths.labels(model).observe(request.prompt_tokens)
+            metrics.output_lengths.labels(model).observe(request.output_tokens)
+            metrics.cached_lengths.labels(model).observe(request.cached_tokens)
             metrics.output_tokens.labels(model).inc(request.output_tokens)
+        if request.worker is not None:
+            metrics.worker_requests.labels(model, request.worker).inc()
+            metrics.worker_duration.labels(model, request.worker).observe(duration_s)
+            if status >= 500:
+                metrics.worker_errors.labels(model, request.worker).inc()
+
+    def refused(self, model: str, endpoint: str, status: int, *, streamed: bool) -> None:
+        """A request that was not admitted; `model` is one that is served, or "" (labels must stay few)."""
+        self._count(model, endpoint, status, streamed=streamed)
+
+    def _count(self, model: str, endpoint: str, status: int, *, streamed: bool) -> None:
+        self._requests += 1
+        kind = "stream" if streamed else "unary"
+        self.metrics.requests.labels(model, endpoint, kind, str(status)).inc()
+        if status == CLIENT_GONE:
+            self._disconnected += 1
+            self.metrics.disconnected.labels(model).inc()
+        elif status >= 400:
+            self._errors += 1
+        if status == 503:
+            self.metrics.rejections.labels(model).inc()
 
     def note_ttft(self, model: str, seconds: float) -> None:
         self._ttft.append(seconds)
         self.metrics.ttft.labels(model).observe(seconds)
 
-    def note_itl(self, model: str, seconds: float) -> None:
-        self._itl.append(seconds)
-        self.metrics.itl.labels(model).observe(seconds)
-
-    def refresh_gauges(self, models: tuple[str, ...]) -> None:
-        """Gauges that are cheaper counted when asked than kept at every step."""
-        for model in models:
-            live = [request for request in self.live.values() if request.model == model]
-            self.metrics.inflight.labels(model).set(sum(request.worker is not None for request in live))
-            self.metrics.queued.labels(model).set(sum(request.first_token is None for request in live))
+    def refresh_gauges(self, workers: Sequence[tuple[str, str]]) -> None:
+        """Gauges that are cheaper counted when asked than kept at every step; `workers` are (model, worker)."""
+        live = list(self._live)
+        for model in {model for model, _ in workers} | {request.model for request in live}:
+            of_model = [request for request in live if request.model == model]
+            self.metrics.inflight.labels(model).set(sum(each.worker is not None for each in of_model))
+            self.metrics.queued.labels(model).set(sum(each.first_token is None for each in of_model))
+        for model, worker in workers:
+            self.metrics.worker_inflight.labels(model, worker).set(sum(each.worker == worker for each in live))
 
     def figures(self, models: tuple[str, ...]) -> FrontendFigures:
         """Tokens a second since the last call."""
@@ -121,17 +136,17 @@ class Stats:
         elapsed = now - self._rate_at
         rate = (self.output_tokens - self._rate_tokens) / elapsed if elapsed > 0 else 0.0
         self._rate_tokens, self._rate_at = self.output_tokens, now
-        live = list(self.live.values())[:MAX_LIVE_REPORTED]
+        live = list(self._live)[:MAX_LIVE_REPORTED]
         return FrontendFigures(
             models=models,
-            active=len(self.live),
+            active=len(self._live),
             requests=self._requests,
             errors=self._errors,
             disconnected=self._disconnected,
             output_tokens=self.output_tokens,
             tokens_per_s=round(rate, 1),
             ttft=_quantiles(self._ttft),
-            itl=_quantiles(self._itl),
+            itl=_quantiles(self.itl),
             live=tuple(request.figures() for request in live),
         )
 

@@ -1,4 +1,8 @@
-"""Stop strings across token borders: only what could still become a stop string is held back."""
+"""Stop strings across token borders: only what could still become a stop string is held back.
+
+The match that is complete first counts, and of those that end together the longest. So the result depends on the text
+alone, not on the pieces in which it arrives.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,11 @@ class StopMatcher:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [position for stop in self._stops if (position := text.find(stop)) >= 0]
-        if found:
+        matches = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if matches:
             self.stopped = True
             self._held = ""
-            return text[: min(found)]
+            return text[: min(matches)[1]]
         keep = max(_overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

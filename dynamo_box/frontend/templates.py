@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,6 +14,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from dynamo_box.frontend.errors import invalid_request
 
 MAX_PROMPT_CHARACTERS = 32 * 1024 * 1024
+MAX_RENDER_S = 5.0
+_FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What a template can do wrong with messages that it wasn't made for."""
 
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' "
@@ -22,16 +26,20 @@ _CHATML = (
 
 
 class ChatTemplate:
-    """Raises `jinja2.TemplateSyntaxError` when the source is no template."""
-
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
+        """Raises:
+        ValueError: the source is no template.
+        """
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _tojson
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
-        self._template = environment.from_string(source)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateError as error:
+            raise ValueError(f"the model's chat template is none: {error}") from error
         self._special_tokens = special_tokens
 
     def render(self, messages: list[dict[str, str]]) -> str:
@@ -42,6 +50,7 @@ class ChatTemplate:
         """
         pieces: list[str] = []
         size = 0
+        give_up_at = time.monotonic() + MAX_RENDER_S
         try:
             for piece in self._template.generate(
                 messages=messages,
@@ -54,7 +63,9 @@ class ChatTemplate:
                 size += len(piece)
                 if size > MAX_PROMPT_CHARACTERS:
                     raise invalid_request("the messages make a prompt that is too long", "messages")
-        except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
+                if time.monotonic() > give_up_at:
+                    raise invalid_request("the messages take the model's chat template too long", "messages")
+        except _FAILURES as error:
             raise invalid_request(f"the model's chat template refuses these messages: {error}", "messages") from error
         return "".join(pieces)
 

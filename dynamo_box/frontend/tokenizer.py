@@ -1,33 +1,36 @@
 """Text → token ids of one model, cached by segment.
 
 Special tokens cut the text before anything else is looked at, so the ids of a prompt are those of its segments put
-together, and a conversation's earlier messages need not be tokenised again. Where a tokenizer does not work that way (a
-prefix that it adds at the start of a text, say), which a probe at load time finds out, the whole text is tokenised.
-
-A special token that a user writes into a message is taken as one, as by the reference systems.
+together. Where a tokenizer does not work that way (a prefix that it adds at the start of a text, special tokens that
+swallow the blanks around them), which a probe at load time finds out, the whole text is tokenised every time.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import threading
-from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
+from dynamo_box.frontend.control_tokens import ControlTokens, free_mark
 from dynamo_box.frontend.detokenize import Vocabulary
+from dynamo_box.frontend.errors import invalid_request
+from dynamo_box.frontend.segments import SegmentCache
 from dynamo_box.frontend.templates import ChatTemplate, load_chat_template
 from dynamo_box.protocol.request import pack_tokens
 
 MAX_CACHED_BYTES = 32 * 1024 * 1024
-MAX_CACHED_SEGMENT = 256 * 1024
+MAX_CACHED_SEGMENT_BYTES = 256 * 1024
 _PROBE = "Grüße, 世界!\n  def f(x):\treturn x"
 
 
 class ModelTokenizer:
-    """Thread-safe. Raises OSError or ValueError when the directory holds no tokenizer that can be read."""
+    """For any thread.
+
+    Raises:
+        OSError, ValueError: the directory holds no tokenizer or template that can be read.
+    """
 
     def __init__(self, model: Path) -> None:
         content = (model / "tokenizer.json").read_text("utf-8")
@@ -40,59 +43,78 @@ class ModelTokenizer:
         decoder = json.loads(content).get("decoder") or {}
         self.vocabulary = Vocabulary(self._tokenizer, decoder.get("type"))
         self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        added = self._tokenizer.get_added_tokens_decoder()
-        self._special = {
-            token.content: pack_tokens([number])
-            for number, token in added.items()
-            if token.special and not (token.lstrip or token.rstrip or token.single_word)
+        special = {
+            token.content: (number, token)
+            for number, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special
         }
-        self.chat_template: ChatTemplate | None = load_chat_template(model, set(self._special))
-        self._cut = re.compile("|".join(sorted(map(re.escape, self._special), key=len, reverse=True)))
-        self._cache: OrderedDict[str, bytes] = OrderedDict()
-        self._cached_bytes = 0
-        self._lock = threading.Lock()
-        self._by_segment = bool(self._special) and self._probe()
+        self._control = ControlTokens({text: pack_tokens([number]) for text, (number, _) in special.items()})
+        self.chat_template: ChatTemplate | None = load_chat_template(model, set(special))
+        self._cache = SegmentCache(MAX_CACHED_BYTES, MAX_CACHED_SEGMENT_BYTES)
+        self._prefix = _ids_before_a_text(self._tokenizer)
+        self._by_segment = all(_cuts_cleanly(token) for _, token in special.values()) and self._segments_add_up(special)
+        # From here on special tokens are found by `_control` alone: what it leaves is ordinary text.
+        self._tokenizer.encode_special_tokens = self._by_segment
 
-    def encode(self, text: str) -> bytes:
-        """Packed ids (u32 LE); nothing is added at the start or the end."""
+    def encode_text(self, text: str) -> bytes:
+        """Packed ids (u32 LE) of a raw prompt, in which special tokens count as such; begins as the model wants it."""
+        return self._prefix + self._encode(text)
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> bytes:
+        """Packed ids (u32 LE) of a conversation, up to where the answer begins.
+
+        Raises:
+            ApiError: the template refuses the messages, or they hold special tokens that can't be disarmed (400).
+        """
+        if self.chat_template is None:
+            raise invalid_request("this model has no chat template; use /v1/completions", "messages")
+        written = [message["content"] for message in messages]
+        if not any(map(self._control.occur_in, written)):
+            return self._encode(self.chat_template.render(messages))
+        mark = free_mark(written)
+        if mark is None or not self._by_segment:
+            raise invalid_request("the messages hold special tokens of this model; take them out", "messages")
+        disarmed = [{**each, "content": self._control.disarm(each["content"], mark)} for each in messages]
+        return self._encode(self.chat_template.render(disarmed), mark)
+
+    def _encode(self, text: str, mark: str = "") -> bytes:
         if not self._by_segment:
             return self._encode_plain(text)
         pieces: list[bytes] = []
-        position = 0
-        for match in self._cut.finditer(text):
-            if match.start() > position:
-                pieces.append(self._segment(text[position : match.start()]))
-            pieces.append(self._special[match.group()])
-            position = match.end()
-        if position < len(text):
-            pieces.append(self._segment(text[position:]))
+        for segment, special in self._control.cut(text):
+            if segment:
+                pieces.append(self._segment(segment.replace(mark, "") if mark else segment))
+            pieces.append(special)
         return b"".join(pieces)
 
     def _segment(self, text: str) -> bytes:
-        with self._lock:
-            known = self._cache.get(text)
-            if known is not None:
-                self._cache.move_to_end(text)
-                return known
-        packed = self._encode_plain(text)
-        cost = len(text) * 4 + len(packed)
-        if cost <= MAX_CACHED_SEGMENT:
-            with self._lock:
-                if text not in self._cache:
-                    self._cache[text] = packed
-                    self._cached_bytes += cost
-                while self._cached_bytes > MAX_CACHED_BYTES:
-                    old_text, old_packed = self._cache.popitem(last=False)
-                    self._cached_bytes -= len(old_text) * 4 + len(old_packed)
+        packed = self._cache.get(text)
+        if packed is None:
+            packed = self._encode_plain(text)
+            self._cache.put(text, packed)
         return packed
 
     def _encode_plain(self, text: str) -> bytes:
         return pack_tokens(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def _probe(self) -> bool:
+    def _segments_add_up(self, special: dict[str, Any]) -> bool:
         """Do the ids of segments add up to those of the whole?"""
-        special = next(iter(self._special))
-        whole = self._encode_plain(f"{special}{_PROBE}{special}\n{_PROBE}{special}")
-        cut = self._special[special]
-        apart = cut + self._encode_plain(_PROBE) + cut + self._encode_plain(f"\n{_PROBE}") + cut
-        return whole == apart
+        for text, (number, _) in special.items():
+            whole = self._encode_plain(f"{text}{_PROBE}{text}\n{_PROBE}{text}")
+            cut = pack_tokens([number])
+            if whole != cut + self._encode_plain(_PROBE) + cut + self._encode_plain(f"\n{_PROBE}") + cut:
+                return False
+        return True
+
+
+def _cuts_cleanly(token: tokenizers.AddedToken) -> bool:
+    """Is this special token found wherever its text stands, and is that all it takes?"""
+    return not (token.lstrip or token.rstrip or token.single_word or token.normalized) and len(token.content) > 1
+
+
+def _ids_before_a_text(tokenizer: tokenizers.Tokenizer) -> bytes:
+    """The ids that the tokenizer's post-processor puts before a text, such as a beginning-of-sequence token."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    at = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
+    return pack_tokens(full[:at])

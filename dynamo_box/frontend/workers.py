@@ -8,11 +8,14 @@ import time
 from collections import deque
 from pathlib import Path
 
+import msgspec
+
 from dynamo_box.discovery.instances import Instance
 from dynamo_box.discovery.watch import watch_instances
+from dynamo_box.frontend.reconnect import keep_connected
 from dynamo_box.log import get_logger
 from dynamo_box.protocol import PROTOCOL_VERSION
-from dynamo_box.protocol.framing import Channel, connect_channel
+from dynamo_box.protocol.framing import Channel
 from dynamo_box.protocol.request import (
     Cancel,
     Delta,
@@ -24,8 +27,7 @@ from dynamo_box.protocol.request import (
     worker_decoder,
 )
 
-FIRST_RETRY_S = 0.02
-LONGEST_RETRY_S = 0.5
+WorkerChannel = Channel[WorkerMessage]
 
 log = get_logger()
 
@@ -34,135 +36,123 @@ class WorkerLost(Exception):
     """The worker went away with the sequence unfinished."""
 
 
-class Mailbox:
-    """What comes from the worker for one sequence; one reader. `interrupt` makes the reader raise."""
+class WorkerSequence:
+    """A sequence on a worker, with one reader. Close it in every ending."""
 
-    __slots__ = ("_deltas", "_interruption", "_waiter", "last_progress")
+    __slots__ = ("_connection", "_deltas", "_lost", "_number", "_waiter")
 
-    def __init__(self) -> None:
+    def __init__(self, connection: WorkerConnection, number: int) -> None:
+        self._connection = connection
+        self._number = number
         self._deltas: deque[Delta] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._interruption: Exception | None = None
-        self.last_progress = time.monotonic()
+        self._lost: WorkerLost | None = None
 
     def put(self, delta: Delta) -> None:
         self._deltas.append(delta)
         self._wake()
 
-    def interrupt(self, reason: Exception) -> None:
-        """What came before is still read. The first reason counts, but the loss of a worker gives way to any other."""
-        if self._interruption is None or isinstance(self._interruption, WorkerLost):
-            self._interruption = reason
-            self._wake()
-
-    def retry(self) -> None:
-        """Start over on another worker: forget the loss of the last one, but no other interruption."""
-        self._deltas.clear()
-        if isinstance(self._interruption, WorkerLost):
-            self._interruption = None
+    def lose(self, reason: WorkerLost) -> None:
+        """What came before is still read."""
+        self._lost = reason
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def get(self) -> Delta:
+    async def next(self) -> Delta:
+        """
+        Raises:
+            WorkerLost: there will be no more.
+        """
         while not self._deltas:
-            if self._interruption is not None:
-                raise self._interruption
+            if self._lost is not None:
+                raise self._lost
             self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self.last_progress = time.monotonic()
+            await self._waiter
         return self._deltas.popleft()
 
-
-class WorkerSequence:
-    """A sequence on a worker, fed into `mailbox`. `close` cancels it there unless it has finished."""
-
-    def __init__(self, connection: WorkerConnection, number: int, mailbox: Mailbox) -> None:
-        self._connection = connection
-        self._number = number
-        self.mailbox = mailbox
-
     def close(self) -> None:
-        self._connection.close_sequence(self._number)
+        """Cancels it on the worker, unless it has finished there."""
+        self._connection.forget(self._number, cancel=True)
 
 
 class WorkerConnection:
-    """The connection to one instance; made when its file appears, ended when either is gone."""
+    """The connection to one instance, from when its file appears until both the file and the last sequence are gone."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(self, instance: Instance, workers: Workers) -> None:
         self.instance = instance
-        self.open = False
-        self._channel: Channel[WorkerMessage] | None = None
+        self.last_step = time.monotonic()
+        self._workers = workers
+        self._channel: WorkerChannel | None = None
         self._numbers = itertools.count(1)
-        self._sequences: dict[int, Mailbox] = {}
+        self._sequences: dict[int, WorkerSequence] = {}
+        self._retired = False
+        self.task = asyncio.create_task(self._run())
 
-    async def run(self, on_change: asyncio.Event) -> None:
-        """Connect, and connect again; ends when cancelled."""
-        retry_s = FIRST_RETRY_S
-        while True:
-            try:
-                channel = await connect_channel(
-                    Path(self.instance.socket), lambda: Channel(worker_decoder, self._on_message)
-                )
-            except OSError:
-                await asyncio.sleep(retry_s)
-                retry_s = min(retry_s * 2, LONGEST_RETRY_S)
-                continue
-            retry_s = FIRST_RETRY_S
-            channel.send(Hello("frontend", PROTOCOL_VERSION))
-            self._channel, self.open = channel, True
-            on_change.set()
-            try:
-                await asyncio.wait({channel.closed})
-            finally:
-                self._channel, self.open = None, False
-                self._lose_sequences()
-                channel.close()
-                on_change.set()
+    @property
+    def is_open(self) -> bool:
+        return self._channel is not None
 
-    def start(self, mailbox: Mailbox, generate: Generate) -> WorkerSequence:
-        """Send a sequence (its id is set here).
+    def start(self, generate: Generate) -> WorkerSequence:
+        """Send a sequence; its id is set here.
 
         Raises:
             WorkerLost: there is no connection now.
         """
         if self._channel is None:
             raise WorkerLost("no connection")
-        number = generate.id
-        self._sequences[number] = mailbox
-        self._channel.send(generate)
-        return WorkerSequence(self, number, mailbox)
+        number = next(self._numbers)
+        sequence = self._sequences[number] = WorkerSequence(self, number)
+        self._channel.send(msgspec.structs.replace(generate, id=number))
+        return sequence
 
-    def next_number(self) -> int:
-        return next(self._numbers)
-
-    def close_sequence(self, number: int) -> None:
-        if self._sequences.pop(number, None) is not None and self._channel is not None:
+    def forget(self, number: int, *, cancel: bool) -> None:
+        if self._sequences.pop(number, None) is None:
+            return
+        if cancel and self._channel is not None:
             self._channel.send(Cancel(number))
+        self._end_if_idle()
 
-    @property
-    def sequences(self) -> int:
-        return len(self._sequences)
+    def retire(self) -> None:
+        """The instance has withdrawn: nothing new goes there, what runs may finish."""
+        self._retired = True
+        log.info("worker gone", worker=self.instance.name, sequences=len(self._sequences))
+        self._end_if_idle()
 
-    def _on_message(self, channel: Channel[WorkerMessage], message: WorkerMessage) -> None:
+    def _end_if_idle(self) -> None:
+        if self._retired and not self._sequences:
+            self.task.cancel()
+
+    async def _run(self) -> None:
+        await keep_connected(Path(self.instance.socket), lambda: Channel(worker_decoder, self._on_message), self._use)
+
+    async def _use(self, channel: WorkerChannel) -> None:
+        channel.send(Hello("frontend", PROTOCOL_VERSION))
+        self._channel = channel
+        self._workers.note_change()
+        try:
+            await asyncio.wait({channel.closed})
+        finally:
+            self._channel = None
+            self._workers.note_change()
+            lost, self._sequences = self._sequences, {}
+            for sequence in lost.values():
+                sequence.lose(WorkerLost("its connection closed"))
+            self._end_if_idle()
+
+    def _on_message(self, _channel: WorkerChannel, message: WorkerMessage) -> None:
         if isinstance(message, Step):
+            self.last_step = time.monotonic()
             for delta in message.deltas:
-                mailbox = self._sequences.get(delta.id)
-                if mailbox is not None:
-                    mailbox.put(delta)
+                sequence = self._sequences.get(delta.id)
+                if sequence is not None:
+                    sequence.put(delta)
                     if delta.finish is not None:
-                        del self._sequences[delta.id]
+                        self.forget(delta.id, cancel=False)
         elif isinstance(message, Refused):
             log.error("a worker refused this frontend", worker=self.instance.name, reason=message.reason)
-
-    def _lose_sequences(self) -> None:
-        lost, self._sequences = self._sequences, {}
-        for mailbox in lost.values():
-            mailbox.interrupt(WorkerLost("its connection closed"))
 
 
 class Workers:
@@ -170,8 +160,8 @@ class Workers:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._connections: dict[str, WorkerConnection] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._current: dict[str, WorkerConnection] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
@@ -180,65 +170,51 @@ class Workers:
             async for instances in watch_instances(self._directory):
                 self._follow(instances)
         finally:
-            tasks = list(self._tasks.values())
-            for name in list(self._tasks):
-                self._drop(name)
+            tasks = tuple(self._tasks)
+            for task in tasks:
+                task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _follow(self, instances: dict[str, Instance]) -> None:
-        for name, connection in list(self._connections.items()):
+        for name, connection in list(self._current.items()):
             if instances.get(name) != connection.instance:
-                self._retire(name, name in instances)
+                del self._current[name]
+                connection.retire()
         for name, instance in instances.items():
-            if name not in self._connections:
-                connection = WorkerConnection(instance)
-                self._connections[name] = connection
-                self._tasks[name] = asyncio.create_task(connection.run(self._changed))
+            if name not in self._current:
                 log.info("worker found", worker=name, model=instance.model)
+                connection = self._current[name] = WorkerConnection(instance, self)
+                self._tasks.add(connection.task)
+                connection.task.add_done_callback(self._tasks.discard)
+        self.note_change()
+
+    def note_change(self) -> None:
         self._changed.set()
 
-    def _retire(self, name: str, replaced: bool) -> None:
-        """A worker that drains withdraws its file but finishes what runs: its connection ends by itself then."""
-        connection = self._connections.pop(name)
-        task = self._tasks.pop(name)
-        log.info("worker gone", worker=name, replaced=replaced, sequences=connection.sequences)
-        if replaced or not connection.sequences:
-            task.cancel()
-            return
-        lingering = asyncio.create_task(self._linger(connection, task))
-        self._tasks[f"{name}#{id(connection)}"] = lingering
-        lingering.add_done_callback(lambda _: self._tasks.pop(f"{name}#{id(connection)}", None))
-
-    async def _linger(self, connection: WorkerConnection, task: asyncio.Task[None]) -> None:
-        try:
-            while connection.open and connection.sequences:
-                await asyncio.sleep(LONGEST_RETRY_S)
-        finally:
-            task.cancel()
-
-    def _drop(self, name: str) -> None:
-        self._connections.pop(name, None)
-        self._tasks.pop(name).cancel()
-
     async def wait_for_change(self, timeout_s: float) -> None:
-        """Return when something changed, or after `timeout_s`."""
+        """Return when an instance or a connection came or went, or after `timeout_s`."""
         self._changed.clear()
         try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
         except TimeoutError:
             return
 
     def connection(self, name: str) -> WorkerConnection | None:
-        found = self._connections.get(name)
-        return found if found is not None and found.open else None
+        """The open connection to a worker, if there is one."""
+        found = self._current.get(name)
+        return found if found is not None and found.is_open else None
 
     def instance_of(self, model: str) -> Instance | None:
-        """Any connected instance of a model: what they share is what the block hash is taken over."""
-        return next(
-            (each.instance for each in self._connections.values() if each.open and each.instance.model == model),
-            None,
-        )
+        """Any connected instance of a model: they share all that the block hash is taken over."""
+        return next((each for each in self._connected() if each.model == model), None)
+
+    def names_of(self, model: str) -> list[str]:
+        return sorted(each.name for each in self._connected() if each.model == model)
 
     @property
     def served_models(self) -> set[str]:
-        return {each.instance.model for each in self._connections.values() if each.open}
+        return {each.model for each in self._connected()}
+
+    def _connected(self) -> list[Instance]:
+        return [each.instance for each in self._current.values() if each.is_open]

@@ -51,7 +51,7 @@ class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
     """The frontend serves HTTP on the listening descriptor it inherits (`DYNBOX_LISTEN_FD`).
 
     `max_queue` requests may wait or run; one more gets a 503. `discovery_timeout_s` bounds the wait for a router or a
-    worker when none is there.
+    worker when none is there. A request in which nothing moves for `stall_limit_s` is ended.
     """
 
     name: str
@@ -63,6 +63,7 @@ class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
     max_body_bytes: int = 8 * 1024 * 1024
     discovery_timeout_s: float = 10.0
     migration_limit: int = 0
+    stall_limit_s: float = 120.0
 
 
 ChildSpec = WorkerSpec | RouterSpec | FrontendSpec

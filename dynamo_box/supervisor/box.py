@@ -37,7 +37,7 @@ from dynamo_box.supervisor.logs import ProcessLog, RotatingFile
 from dynamo_box.supervisor.procfs import resident_bytes
 from dynamo_box.supervisor.snapshot_builder import build
 from dynamo_box.supervisor.states import State
-from dynamo_box.supervisor.sweep import kill_carriers
+from dynamo_box.supervisor.sweep import end_processes
 from dynamo_box.supervisor.waiting import first_of
 
 FRONTEND = "frontend"
@@ -253,7 +253,7 @@ class Box:
             left_s = max(0.0, deadline - self._loop.time())
             await asyncio.gather(*(child.stop(left_s) for child in group))
         self._end_adopted()
-        report = await asyncio.to_thread(kill_carriers, self._run_id.__eq__)
+        report = await asyncio.to_thread(end_processes, self._run_id.__eq__)
         self._end_adopted()
         if self._cgroup is not None:
             self._cgroup.remove()

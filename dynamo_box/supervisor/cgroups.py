@@ -48,10 +48,6 @@ class BoxCgroup:
             return ""
         return str(path)
 
-    def kill(self, process: str) -> None:
-        """KILL everything that is in the process's cgroup."""
-        _kill(self._root / process)
-
     def remove(self) -> None:
         """Remove the directories; those that still hold a process stay for the next sweep."""
         for path in self._root.glob("*/"):
@@ -59,16 +55,38 @@ class BoxCgroup:
         _remove(self._root)
 
 
-def kill_leftovers(wanted: Callable[[RunId], bool]) -> None:
-    """KILL and remove the cgroups of boxes whose id is wanted."""
+def members(wanted: Callable[[RunId], bool], process: str | None = None) -> set[int]:
+    """Who is in the cgroups of the boxes whose id is wanted (in that of one process of theirs)."""
+    found: set[int] = set()
+    for path in _process_cgroups(wanted, process):
+        with contextlib.suppress(OSError):  # it has just been removed
+            found.update(map(int, (path / "cgroup.procs").read_text().split()))
+    return found
+
+
+def kill(wanted: Callable[[RunId], bool], process: str | None = None) -> None:
+    """KILL all of them, with whatever they fork meanwhile."""
+    for path in _process_cgroups(wanted, process):
+        with contextlib.suppress(OSError):  # it has just been removed
+            (path / "cgroup.kill").write_text("1")
+
+
+def remove_empty(wanted: Callable[[RunId], bool]) -> None:
+    """Remove cgroups of boxes whose id is wanted; the kernel refuses where somebody still is."""
+    for root in _box_cgroups(wanted):
+        BoxCgroup(root).remove()
+
+
+def _box_cgroups(wanted: Callable[[RunId], bool]) -> list[Path]:
     parent = _own_cgroup()
     if parent is None:
-        return
-    for root in parent.glob(f"{PREFIX}*"):
-        run_id = RunId.parse(root.name.removeprefix(PREFIX))
-        if run_id is not None and wanted(run_id):
-            _kill(root)
-            BoxCgroup(root).remove()
+        return []
+    ids = {path: RunId.parse(path.name.removeprefix(PREFIX)) for path in parent.glob(f"{PREFIX}*/")}
+    return [path for path, run_id in ids.items() if run_id is not None and wanted(run_id)]
+
+
+def _process_cgroups(wanted: Callable[[RunId], bool], process: str | None) -> list[Path]:
+    return [path for root in _box_cgroups(wanted) for path in root.glob("*/") if process in (None, path.name)]
 
 
 def _own_cgroup() -> Path | None:
@@ -85,11 +103,6 @@ def _own_cgroup() -> Path | None:
             path = Path(fields.split()[4]) / inside.lstrip("/")
             return path if os.access(path, os.W_OK) else None
     return None
-
-
-def _kill(path: Path) -> None:
-    with contextlib.suppress(OSError):  # absent, or not ours any more
-        (path / "cgroup.kill").write_text("1")
 
 
 def _remove(path: Path) -> None:

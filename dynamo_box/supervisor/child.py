@@ -14,10 +14,13 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from dynamo_box.errors import BoxError, NotRunning, TimedOut
 from dynamo_box.plan.types import ProcessPlan, RestartPolicy
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import Figures
+from dynamo_box.protocol.framing import FrameError
 from dynamo_box.snapshot import Progress
 from dynamo_box.supervisor.life import Ending, Life, Surroundings
 from dynamo_box.supervisor.logs import ProcessLog
@@ -317,7 +320,7 @@ class Child:
                 self._emit(message.level, message.text)
             case status.Failed():
                 self._said = message
-                self._end_soon()
+                self._end_within(LINGER_S)
             case status.Draining():
                 self.phase = f"{message.in_flight} in flight"
                 self._changed(self)
@@ -336,15 +339,17 @@ class Child:
         self._changed(self)
 
     def _on_status_closed(self, error: Exception | None) -> None:
-        if error is not None and not self._broken:
-            self._broken = f"broke the status protocol: {error}"
-        self._end_soon()
+        if isinstance(error, FrameError | msgspec.DecodeError):
+            self._broken = self._broken or f"broke the status protocol: {error}"
+            self._end_within(0.0)
+        else:
+            self._end_within(LINGER_S)
 
-    def _end_soon(self) -> None:
-        """A child that can't be spoken to, or has failed, must exit by itself, and soon."""
+    def _end_within(self, seconds: float) -> None:
+        """A child that has failed, or can't be spoken to, must exit by itself, and soon."""
         life = self._life
         if life is not None and self._linger is None and not self._stop_wanted.is_set():
-            self._linger = self._loop.call_later(LINGER_S, life.terminate, STOP_GRACE_S)
+            self._linger = self._loop.call_later(seconds, life.terminate, STOP_GRACE_S)
 
     def _on_program_end(self) -> None:
         self._gone()

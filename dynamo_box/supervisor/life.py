@@ -27,7 +27,7 @@ from dynamo_box.supervisor.cgroups import BoxCgroup
 from dynamo_box.supervisor.identity import PROCESS_VARIABLE, RunId
 from dynamo_box.supervisor.listener import LISTEN_FD_VARIABLE
 from dynamo_box.supervisor.logs import Capture, ProcessLog
-from dynamo_box.supervisor.sweep import kill_carriers
+from dynamo_box.supervisor.sweep import end_processes
 
 TERM_GRACE_S = 5.0
 """What a guard gives its descendants between TERM and KILL when the supervisor is gone."""
@@ -247,9 +247,7 @@ class Life:
         """Close everything; after a lost guard, first end what it left."""
         ending = self._ending
         if ending is None:
-            if self._surroundings.cgroup is not None:
-                self._surroundings.cgroup.kill(self._plan.name)
-            report = await asyncio.to_thread(kill_carriers, self._surroundings.run_id.__eq__, self._plan.name)
+            report = await asyncio.to_thread(end_processes, self._surroundings.run_id.__eq__, self._plan.name)
             self.killed = True
             ending = Ending(guard_lost=True, orphans_killed=report.killed)
         self._capture.drain()

@@ -5,13 +5,12 @@ port is known at once, and connections wait in the backlog while a frontend rest
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 from dynamo_box.errors import BoxError
-from dynamo_box.supervisor.procfs import command_name, pids
+from dynamo_box.supervisor.procfs import command_name, open_descriptors, pids
 
 LISTEN_FD_VARIABLE = "DYNBOX_LISTEN_FD"
 BACKLOG = 1024
@@ -58,11 +57,7 @@ def port_holder(port: int) -> PortHolder | None:
     if not inodes:
         return None
     for pid in pids():
-        try:
-            links = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
-        except OSError:
-            continue
-        if inodes & links:
+        if inodes & open_descriptors(pid):
             return PortHolder(pid, command_name(pid) or "?")
     return None
 

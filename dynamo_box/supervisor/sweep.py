@@ -66,58 +66,61 @@ def sweep_processes(run_dir: RunDir) -> SweepReport:
     def is_leftover(run_id: RunId) -> bool:
         return run_id.directory == run_dir.key and not run_id.is_alive
 
-    cgroups.kill_leftovers(is_leftover)
-    return kill_carriers(is_leftover)
+    report = end_processes(is_leftover)
+    cgroups.remove_empty(lambda run_id: not run_id.is_alive)
+    return report
 
 
-def carriers(wanted: Callable[[RunId], bool], process: str | None = None) -> list[int]:
-    """Live processes whose run id is wanted (and that belong to the named process of the box), this one
-    apart.
+def processes_of(wanted: Callable[[RunId], bool], process: str | None = None) -> set[int]:
+    """Live processes of the boxes whose id is wanted (of one process of theirs): those that carry the id in
+    their environment, and those in their cgroups. This one never counts.
     """
-    found = []
+    found = cgroups.members(wanted, process)
     for pid in pids():
-        if pid == os.getpid():
-            continue
         text = environment_variable(pid, RUN_ID_VARIABLE)
         run_id = RunId.parse(text) if text else None
         if run_id is None or not wanted(run_id):
             continue
         if process is None or environment_variable(pid, PROCESS_VARIABLE) == process:
-            found.append(pid)
-    return found
+            found.add(pid)
+    return found - {os.getpid()}
 
 
-def kill_carriers(
+def end_processes(
     wanted: Callable[[RunId], bool], process: str | None = None, deadline_s: float = KILL_DEADLINE_S
 ) -> SweepReport:
     """KILL until a look around finds none (they may fork meanwhile), or the deadline passes. Blocks."""
     deadline = time.monotonic() + deadline_s
     seen: set[int] = set()
-    while (found := carriers(wanted, process)) and time.monotonic() < deadline:
+    while (found := processes_of(wanted, process)) and time.monotonic() < deadline:
         seen.update(found)
-        _kill_and_wait(found, deadline)
-    survivors = tuple(found)
-    return SweepReport(tuple(sorted(seen)), len(seen) - len(survivors), survivors)
+        pidfds = _open_pidfds(found)
+        try:
+            confirmed = processes_of(wanted, process)  # none of these can be a reused pid
+            cgroups.kill(wanted, process)
+            _kill_and_wait({fd for pid, fd in pidfds.items() if pid in confirmed}, deadline)
+        finally:
+            for fd in pidfds.values():
+                os.close(fd)
+    return SweepReport(tuple(sorted(seen)), len(seen - found), tuple(sorted(found)))
 
 
-def _kill_and_wait(found: list[int], deadline: float) -> None:
-    """KILL through pidfds, so that a reused pid can't be hit, and wait for the ends."""
+def _open_pidfds(found: set[int]) -> dict[int, int]:
+    fds = {}
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            fds[pid] = os.pidfd_open(pid)
+    return fds
+
+
+def _kill_and_wait(pidfds: set[int], deadline: float) -> None:
     waiting = select.poll()
-    fds: set[int] = set()
-    pending = 0
-    try:
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                fd = os.pidfd_open(pid)
-                fds.add(fd)
-                if environment_variable(pid, RUN_ID_VARIABLE) is not None:  # still the one that was found
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-                    waiting.register(fd, select.POLLIN)
-                    pending += 1
-        while pending and (left_s := deadline - time.monotonic()) > 0:
-            for fd, _ in waiting.poll(left_s * 1000):
-                waiting.unregister(fd)
-                pending -= 1
-    finally:
-        for fd in fds:
-            os.close(fd)
+    for fd in pidfds:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        waiting.register(fd, select.POLLIN)
+    pending = len(pidfds)
+    while pending and (left_s := deadline - time.monotonic()) > 0:
+        for fd, _ in waiting.poll(left_s * 1000):
+            waiting.unregister(fd)
+            pending -= 1

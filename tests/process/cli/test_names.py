@@ -78,7 +78,7 @@ def test_the_store_is_listed_and_emptied(stored: Path, dynbox: Dynbox) -> None:
     assert (whole["name"], whole["state"], whole["path"]) == ("tiny", "ready", str(stored))
     assert whole["facts"]["architecture"] == "llama"
     assert (torn["name"], torn["state"]) == ("torn", "broken")
-    assert json.loads(dynbox("models", "rm", "tiny", "--json").stdout)["freed_bytes"] == whole["bytes"]
+    assert json.loads(dynbox("models", "rm", "tiny", "--json").stdout)["freed_bytes"] >= whole["bytes"]
     assert not stored.exists()
     assert "did you mean torn" in dynbox("models", "rm", "tron", code=2).stderr
 

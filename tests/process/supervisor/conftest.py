@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,20 @@ from supervised_box import BoxUnderTest
 
 
 @pytest.fixture
-def box(box_env: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[BoxUnderTest]:
-    """`box_env` has put its directories into the environment."""
+def make_box(box_env: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], BoxUnderTest]]:
+    """Boxes by name, each with a run dir of its own, and one home."""
     monkeypatch.delenv("DYNBOX_RUN_ID", raising=False)
-    under_test = BoxUnderTest()
-    yield under_test
-    under_test.clear_up()
+    made: list[BoxUnderTest] = []
+
+    def make(name: str) -> BoxUnderTest:
+        made.append(BoxUnderTest(box_env.run.with_name(name)))
+        return made[-1]
+
+    yield make
+    for box in made:
+        box.clear_up()
+
+
+@pytest.fixture
+def box(make_box: Callable[[str], BoxUnderTest]) -> BoxUnderTest:
+    return make_box("run")

@@ -158,7 +158,7 @@ def serve(has_model: bool) -> None:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_request(self, *_: object) -> None:
             print(
                 json.dumps({"ts": "2026-01-01T00:00:00Z", "level": "info", "process": NAME, "event": "request"}),
                 flush=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 import socket
 import subprocess
@@ -16,14 +17,14 @@ from typing import Any
 import msgspec
 
 from dynamo_box.control.client import ControlClient
-from dynamo_box.paths import RunDir, home, logs_dir, run_dir
+from dynamo_box.paths import RunDir, home, logs_dir
 from dynamo_box.plan.types import DevicePlan, Plan, ProcessPlan, RestartPolicy
 from dynamo_box.protocol import control
 from dynamo_box.protocol.framing import BlockingChannel
 from dynamo_box.protocol.spec import FrontendSpec, ModelSpec, RouterSpec, WorkerSpec
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
 from dynamo_box.supervisor.identity import RunId
-from dynamo_box.supervisor.sweep import carriers, kill_carriers
+from dynamo_box.supervisor.sweep import end_processes, processes_of
 
 DEADLINE_S = 30.0
 CHILD = str(Path(__file__).with_name("fake_child.py"))
@@ -76,9 +77,12 @@ class Launched:
 
 
 class BoxUnderTest:
-    def __init__(self) -> None:
+    """Everything in it runs with a run dir of its own; the home is that of the environment."""
+
+    def __init__(self, root: Path) -> None:
         self.port = free_port()
-        self.run_dir: RunDir = run_dir()
+        self.run_dir = RunDir(root)
+        self.environment = {**os.environ, "DYNBOX_RUN_DIR": str(root)}
         self._launched: list[Launched] = []
 
     def plan(
@@ -124,6 +128,7 @@ class BoxUnderTest:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
+                env=self.environment,
             )
         launched = Launched(process, BlockingChannel(ours, control.reply_decoder))
         self._launched.append(launched)
@@ -166,7 +171,7 @@ class BoxUnderTest:
 
     def processes(self) -> list[int]:
         """Everything that runs for a box of this run dir, supervisors apart."""
-        return carriers(self._is_ours)
+        return sorted(processes_of(self._is_ours))
 
     def log(self, process: str) -> str:
         return (logs_dir(self.run_dir, home()) / f"{process}.log").read_text()
@@ -180,4 +185,4 @@ class BoxUnderTest:
             if launched.process.poll() is None:
                 launched.process.send_signal(signal.SIGKILL)
             launched.process.wait(DEADLINE_S)
-        kill_carriers(self._is_ours)
+        end_processes(self._is_ours)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import msgspec
@@ -134,7 +136,7 @@ def test_of_two_at_once_one_wins(box: BoxUnderTest) -> None:
 
 
 def test_when_the_launcher_goes_away_the_start_is_called_off(box: BoxUnderTest) -> None:
-    launched = box.launch(box.plan(worker="silent daemon"))
+    launched = box.launch(box.plan(worker="daemon silent"))
     eventually(lambda: (box.run_dir.root / "tiny.aggregated.0.daemon").exists(), "the worker has begun")
     launched.channel.close()
     assert launched.exit_code() == 1
@@ -142,9 +144,6 @@ def test_when_the_launcher_goes_away_the_start_is_called_off(box: BoxUnderTest) 
 
 
 def test_nothing_starts_for_a_launcher_that_went_before_it_asked(box: BoxUnderTest) -> None:
-    import subprocess
-    import sys
-
     ours, theirs = socket.socketpair()
     ours.close()
     with theirs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from typing import Any
@@ -55,22 +56,20 @@ class FakeTerminal(io.StringIO):
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> FakeTerminal:
-    fake = FakeTerminal()
-    monkeypatch.setattr("sys.stderr", fake)
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
-    return fake
+    return FakeTerminal()
 
 
 def test_the_live_display_goes_back_up_over_what_it_drew_and_never_wraps(screen: FakeTerminal) -> None:
-    display = progress.make_display(as_json=False)
-    assert isinstance(display, LiveDisplay)
+    display = LiveDisplay()
     rows = [weights(1), Row("a-process-with-a-name-that-is-longer-than-the-terminal", "starting")]
-    display.update(rows)
-    first = screen.getvalue()
+    with contextlib.redirect_stderr(screen):
+        display.update(rows)
+        first = screen.getvalue()
+        display.update(rows[:1])
     assert not first.startswith("\x1b["), "there is nothing to go back over yet"
-    display.update(rows[:1])
     second = screen.getvalue()[len(first) :]
     assert second.startswith("\x1b[2A\r")
     assert second.endswith("\x1b[K\n\x1b[J"), "what the fewer rows leave is cleared"
@@ -80,10 +79,11 @@ def test_the_live_display_goes_back_up_over_what_it_drew_and_never_wraps(screen:
 
 def test_an_event_stands_above_the_live_lines(screen: FakeTerminal) -> None:
     display = LiveDisplay()
-    display.update([weights(1)])
-    before = len(screen.getvalue())
-    display.tell(EventInfo(1, 0.0, "warning", "w", "slow disk"))
-    display.update([weights(2)])
+    with contextlib.redirect_stderr(screen):
+        display.update([weights(1)])
+        before = len(screen.getvalue())
+        display.tell(EventInfo(1, 0.0, "warning", "w", "slow disk"))
+        display.update([weights(2)])
     after = screen.getvalue()[before:]
     assert after.startswith("\x1b[1A\r\x1b[Jwarning: w: slow disk\n\r")
 
@@ -93,7 +93,8 @@ def test_a_dumb_terminal_gets_plain_lines(
     screen: FakeTerminal, monkeypatch: pytest.MonkeyPatch, term: str, kind: type
 ) -> None:
     monkeypatch.setenv("TERM", term)
-    assert isinstance(progress.make_display(as_json=False), kind)
+    with contextlib.redirect_stderr(screen):
+        assert isinstance(progress.make_display(as_json=False), kind)
     assert isinstance(progress.make_display(as_json=True), JsonDisplay)
 
 

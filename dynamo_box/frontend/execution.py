@@ -1,0 +1,190 @@
+"""One request on the workers: placed by the router, run, and placed again while the client has heard nothing."""
+
+from __future__ import annotations
+
+import time
+
+from dynamo_box.frontend import errors
+from dynamo_box.frontend.errors import ApiError
+from dynamo_box.frontend.intake import Task
+from dynamo_box.frontend.preprocess import Prompt
+from dynamo_box.frontend.requests import LiveRequest
+from dynamo_box.frontend.routing import Lease, RouterClient, RouterGone
+from dynamo_box.frontend.workers import WorkerConnection, WorkerLost, Workers, WorkerSequence
+from dynamo_box.log import get_logger
+from dynamo_box.metrics import FrontendMetrics
+from dynamo_box.protocol.request import Delta, Generate
+from dynamo_box.protocol.route import Place, Unplaced
+
+MAX_PLACEMENTS = 4
+"""The first and three more, each time without the workers that were lost."""
+
+CONNECTION_WAIT_S = 2.0
+"""The router may learn of a worker a moment before this process has connected to it."""
+
+ASK_AGAIN_S = 0.1
+
+log = get_logger()
+
+
+class Execution:
+    """The tokens of one request, whichever worker they come from. `close` it in every ending: that cancels the
+    sequence, unless it has finished, and releases the lease.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        prompt: Prompt,
+        live: LiveRequest,
+        *,
+        router: RouterClient,
+        workers: Workers,
+        metrics: FrontendMetrics,
+        discovery_timeout_s: float,
+    ) -> None:
+        self._task = task
+        self._prompt = prompt
+        self._live = live
+        self._router = router
+        self._workers = workers
+        self._metrics = metrics
+        self._discovery_timeout_s = discovery_timeout_s
+        self._lease: Lease | None = None
+        self._sequence: WorkerSequence | None = None
+        self._lost: list[str] = []
+
+    async def next(self) -> Delta:
+        """What the next step added. The one with a finish reason is the last.
+
+        Raises:
+            ApiError: the request has failed.
+        """
+        while True:
+            try:
+                if self._sequence is None:
+                    self._sequence = await self._start()
+                delta = await self._sequence.next()
+                if delta.finish == "error":
+                    self._judge(delta)
+            except WorkerLost as error:
+                self._give_up_on_worker(error)
+                continue
+            self._note(delta)
+            return delta
+
+    def close(self) -> None:
+        if self._sequence is not None:
+            self._sequence.close()
+            self._sequence = None
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
+
+    async def _start(self) -> WorkerSequence:
+        stats = self._live.stats
+        stats.phase = "routing"
+        lease = self._lease = await self._place()
+        stats.worker, stats.phase = lease.worker, "prefill"
+        connection = await self._connection(lease.worker)
+        self._live.worker_last_step = lambda: connection.last_step
+        self._live.last_step = time.monotonic()
+        return connection.start(
+            Generate(
+                id=0,
+                request_id=stats.request_id,
+                tokens=self._prompt.tokens,
+                sampling=self._prompt.sampling,
+                isolation=self._prompt.isolation,
+                priority=self._task.priority,
+                annotations=self._task.annotations,
+            )
+        )
+
+    def _note(self, delta: Delta) -> None:
+        live = self._live
+        now = live.last_step = time.monotonic()
+        if not delta.tokens:
+            return
+        stats = live.stats
+        if stats.first_token is None:
+            assert self._lease is not None
+            self._lease.prefill_done()
+            stats.cached_tokens = delta.cached_tokens
+        stats.token(len(delta.tokens), now)
+
+    def _judge(self, delta: Delta) -> None:
+        """A sequence has failed: was it the request's fault, and may another worker do better?"""
+        stats = self._live.stats
+        if delta.rejected:
+            raise errors.invalid_request(delta.error)
+        if stats.first_token is None:
+            raise WorkerLost(delta.error)
+        raise errors.worker_failed(stats.worker or "", delta.error)
+
+    def _give_up_on_worker(self, error: WorkerLost) -> None:
+        stats = self._live.stats
+        worker = stats.worker or ""
+        log.warning(
+            "worker lost", request_id=stats.request_id, worker=worker, tokens=stats.output_tokens, reason=str(error)
+        )
+        self.close()
+        self._lost.append(worker)
+        if stats.first_token is not None or self._task.pin or len(self._lost) >= MAX_PLACEMENTS:
+            raise errors.worker_lost(worker, str(error)) from error
+        self._metrics.migrations.labels(self._task.model).inc()
+
+    async def _connection(self, worker: str) -> WorkerConnection:
+        deadline = time.monotonic() + CONNECTION_WAIT_S
+        while (connection := self._workers.connection(worker)) is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise WorkerLost("it can't be reached")
+            await self._workers.wait_for_change(left_s)
+        return connection
+
+    async def _place(self) -> Lease:
+        place = Place(
+            id=0,
+            request_id=self._live.stats.request_id,
+            model=self._task.model,
+            hashes=self._prompt.hashes,
+            prompt_tokens=self._prompt.count,
+            pin=self._task.pin,
+            exclude=tuple(self._lost),
+        )
+        began = time.monotonic()
+        deadline = began + self._discovery_timeout_s
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                reply = await self._router.place(place)
+            except RouterGone as error:
+                if left_s <= 0:
+                    raise errors.unavailable("the router doesn't answer; see `dynbox ps`") from error
+                await self._router.wait_until_connected(left_s)
+                continue
+            if isinstance(reply, Lease):
+                self._metrics.note_placement(
+                    self._task.model,
+                    reply.placed,
+                    prompt_blocks=len(self._prompt.hashes),
+                    hashing_ms=self._prompt.hashing_ms,
+                    round_trip_ms=(time.monotonic() - began) * 1000,
+                )
+                return reply
+            if reply.code != "no_workers" or left_s <= 0:
+                raise _refusal(reply, self._task)
+            await self._workers.wait_for_change(min(left_s, ASK_AGAIN_S))
+
+
+def _refusal(reply: Unplaced, task: Task) -> ApiError:
+    match reply.code:
+        case "unknown_model":
+            return errors.unavailable(f"the router does not know {task.model}: {reply.reason}")
+        case "bad_request":
+            return errors.invalid_request(reply.reason)
+        case "pinned_worker_gone":
+            return errors.invalid_request(reply.reason, "nvext.backend_instance_id")
+        case "no_workers":
+            return errors.unavailable(reply.reason)

@@ -1,0 +1,88 @@
+"""What the endpoints share: the models, the way to their workers, and whether they can answer."""
+
+from __future__ import annotations
+
+import time
+
+from dynamo_box.discovery.instances import Instance
+from dynamo_box.frontend import errors
+from dynamo_box.frontend.execution import Execution
+from dynamo_box.frontend.intake import Task
+from dynamo_box.frontend.preprocess import Prompt
+from dynamo_box.frontend.requests import LiveRequest, Requests
+from dynamo_box.frontend.routing import RouterClient
+from dynamo_box.frontend.stats import Stats
+from dynamo_box.frontend.tokenizer import ModelTokenizer
+from dynamo_box.frontend.workers import Workers
+from dynamo_box.paths import RunDir
+from dynamo_box.protocol.spec import FrontendSpec
+
+
+class Serving:
+    def __init__(self, spec: FrontendSpec, run_dir: RunDir, tokenizers: dict[str, ModelTokenizer]) -> None:
+        self.spec = spec
+        self.tokenizers = tokenizers
+        self.router = RouterClient(run_dir.router_socket)
+        self.workers = Workers(run_dir.instances)
+        self.stats = Stats()
+        self.requests = Requests(self.stats, max_live=spec.max_queue, stall_limit_s=spec.stall_limit_s)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Those that can answer now, in the profile's order."""
+        served = self.workers.served_models if self.router.connected.is_set() else set()
+        return tuple(model.name for model in self.spec.models if model.name in served)
+
+    def unhealthy(self) -> list[str]:
+        """Why this server can't answer for all its models; nothing when it can."""
+        served = self.workers.served_models
+        reasons = [f"no worker serves {model.name}" for model in self.spec.models if model.name not in served]
+        if not self.router.connected.is_set():
+            reasons.append("the router is not connected")
+        if self.requests.draining:
+            reasons.append("this server is shutting down")
+        return reasons
+
+    def require_model(self, name: str) -> None:
+        """
+        Raises:
+            ApiError: there is none of that name (404).
+        """
+        if name not in self.tokenizers:
+            raise errors.unknown_model(name, self.tokenizers)
+
+    async def instance_of(self, task: Task) -> Instance:
+        """Any worker of the model, waiting for one for a bounded time.
+
+        Raises:
+            ApiError: none came (503), or the request is pinned to one that there isn't (400).
+        """
+        deadline = time.monotonic() + self.spec.discovery_timeout_s
+        while (instance := self.workers.instance_of(task.model)) is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise errors.unavailable(f"no worker serves {task.model} now; see `dynbox ps`")
+            await self.workers.wait_for_change(left_s)
+        there = self.workers.names_of(task.model)
+        if task.pin is not None and task.pin not in there:
+            raise errors.invalid_request(
+                f"'nvext.backend_instance_id' names {task.pin!r}, but {task.model} has {', '.join(there)}",
+                "nvext.backend_instance_id",
+            )
+        return instance
+
+    def context_length(self, instance: Instance) -> int:
+        """Tokens of prompt and answer together: what both the plan and the worker allow."""
+        planned = next(model.context_length for model in self.spec.models if model.name == instance.model)
+        return min(planned, instance.context_length)
+
+    def execution(self, task: Task, prompt: Prompt, live: LiveRequest) -> Execution:
+        return Execution(
+            task,
+            prompt,
+            live,
+            router=self.router,
+            workers=self.workers,
+            metrics=self.stats.metrics,
+            discovery_timeout_s=self.spec.discovery_timeout_s,
+        )
