@@ -42,7 +42,7 @@ def make_app(serving: Serving) -> ASGIApp:
 
     def metrics(_: Request) -> Response:
         known = [(name, worker) for name in serving.tokenizers for worker in serving.workers.names_of(name)]
-        serving.stats.refresh_gauges(known)
+        serving.stats.refresh_gauges(serving.tokenizers, known)
         return Response(generate_latest(serving.stats.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     routes = [

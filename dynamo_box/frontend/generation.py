@@ -47,6 +47,10 @@ class Generation:
         except ApiError as error:
             await self._refuse(error, task, reply)
             return
+        except Exception:
+            log.exception("a request could not be read", request_id=reply.request_id)
+            await self._refuse(errors.internal(reply.request_id), task, reply)
+            return
         status = 500
         watcher = asyncio.create_task(_watch_for_disconnect(receive, live))
         try:

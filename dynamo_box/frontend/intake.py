@@ -102,7 +102,7 @@ def _read_message(raw: msgspec.Raw, number: int) -> dict[str, str]:
     where = f"messages[{number}]"
     try:
         message = schemas.message_decoder.decode(raw)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid_request(f"{where}: {error}", "messages") from error
     if message.tool_calls or message.function_call or message.role in ("tool", "function"):
         raise invalid_request(

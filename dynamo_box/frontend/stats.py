@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from dynamo_box import __version__
 from dynamo_box.metrics import FrontendMetrics
@@ -80,14 +80,12 @@ class Stats:
 
     def begin(self, request: RequestStats) -> None:
         self._live[request] = None
-        self.metrics.active.labels(request.model).inc()
 
     def end(self, request: RequestStats, status: int) -> None:
         del self._live[request]
         metrics, model = self.metrics, request.model
         duration_s = time.monotonic() - request.began
         self._count(request.model, request.endpoint, status, streamed=request.streamed)
-        metrics.active.labels(model).dec()
         metrics.duration.labels(model).observe(duration_s)
         if request.prompt_tokens:
             metrics.prompt_lengths.labels(model).observe(request.prompt_tokens)
@@ -120,11 +118,12 @@ class Stats:
         self._ttft.append(seconds)
         self.metrics.ttft.labels(model).observe(seconds)
 
-    def refresh_gauges(self, workers: Sequence[tuple[str, str]]) -> None:
-        """Gauges that are cheaper counted when asked than kept at every step; `workers` are (model, worker)."""
+    def refresh_gauges(self, models: Iterable[str], workers: Iterable[tuple[str, str]]) -> None:
+        """Gauges that are cheaper counted when asked than kept all the time; `workers` are (model, worker)."""
         live = list(self._live)
-        for model in {model for model, _ in workers} | {request.model for request in live}:
+        for model in models:
             of_model = [request for request in live if request.model == model]
+            self.metrics.active.labels(model).set(len(of_model))
             self.metrics.inflight.labels(model).set(sum(each.worker is not None for each in of_model))
             self.metrics.queued.labels(model).set(sum(each.first_token is None for each in of_model))
         for model, worker in workers:

@@ -5,6 +5,7 @@ Sizes follow from the published config.json. Once a model is in the store its ow
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 from dynamo_box.profile.facts import ModelFacts
@@ -153,6 +154,11 @@ _MODELS = (
 CATALOGUE: Mapping[str, ModelFacts] = {facts.name: facts for facts in _MODELS}
 
 
+def _path_source(origin: str) -> str:
+    """How the store names a source that is a path, however the path is written."""
+    return "path:" + os.path.realpath(os.path.expanduser(origin.removeprefix("path:")))
+
+
 def facts_for(origin: str, stored: Mapping[str, ModelFacts]) -> ModelFacts | None:
     """What is known of the model that a profile calls `origin` (a name or a source); None before its first
     pull.
@@ -161,7 +167,7 @@ def facts_for(origin: str, stored: Mapping[str, ModelFacts]) -> ModelFacts | Non
     loaded.
     """
     known = CATALOGUE.get(origin)
-    sources = {origin} | ({known.source} if known else set())
+    sources = {origin, _path_source(origin)} | ({known.source} if known else set())
     for name, facts in stored.items():
         if name == origin or facts.source in sources:
             return facts

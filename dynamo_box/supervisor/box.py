@@ -66,9 +66,7 @@ class StopReport:
 
 
 class Box:
-    """Lives on the main thread's event loop. `changed` (set by whoever shows the box) is called on any
-    change.
-    """
+    """Lives on the main thread's event loop. `watchers` are called on any change that people may see."""
 
     def __init__(self, plan: Plan, run_dir: RunDir, logs: Path, run_id: RunId, environment: Mapping[str, str]) -> None:
         self.plan = plan
@@ -120,7 +118,8 @@ class Box:
         """
         try:
             self._listener = listener.bind(self.plan.host, self.plan.port)
-            self.events.add("info", None, f"starting {self.plan.profile} at {self.plan.endpoint}")
+            tree = "with a cgroup for each process" if self._cgroup else "without cgroups (none is writable)"
+            self.events.add("info", None, f"starting {self.plan.profile} at {self.plan.endpoint}, {tree}")
             await self._bring_up_unless_fatal()
         except BoxError as error:
             self._to(BoxState.FAILED, error.what)

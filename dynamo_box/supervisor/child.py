@@ -1,9 +1,7 @@
-"""One child of the supervisor through all its lives: its state, what it said of itself, restarts, drain and
-stop.
+"""One child of the supervisor through all its lives: its state, what it said of itself, restarts, drain and stop.
 
-`run` is the one writer of the state between start and end; `stop` and `restart` ask it. A failure of the
-program, of its guard or of the start (no progress before the deadline) all end in `_after_failure`, which
-asks `states` what to do.
+`_run` lives it again and again; `stop` asks it to end. A failure of the program, of its guard or of the start (no
+progress before the deadline) makes the life end, `_explain` says why, and `states.after_failure` what comes next.
 """
 
 from __future__ import annotations

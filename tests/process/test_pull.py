@@ -141,6 +141,7 @@ class Hub(BaseHTTPRequestHandler):
     """As much of the hub as its client asks for: one repository, one commit."""
 
     files: dict[str, bytes]
+    endpoint: str
     status = 200
 
     def do_HEAD(self) -> None:
@@ -173,7 +174,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(content)
 
-    def log_message(self, format: str, *arguments: object) -> None:
+    def log_message(self, *_arguments: object) -> None:
         """The test's output is not the place."""
 
 
@@ -188,7 +189,7 @@ def hub(tiny_model: Path) -> Iterator[type[Hub]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), ThisHub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    ThisHub.endpoint = f"http://127.0.0.1:{server.server_port}"  # type: ignore[attr-defined]
+    ThisHub.endpoint = f"http://127.0.0.1:{server.server_port}"
     yield ThisHub
     server.shutdown()
     server.server_close()
@@ -210,7 +211,7 @@ def pull_from_hub(home: Path, endpoint: str, reference: str, **environment: str)
 def test_a_repository_gives_a_model_once_and_offline_from_then_on(
     home: Path, store: ModelStore, hub: type[Hub], tiny_model: Path
 ) -> None:
-    pulled = pull_from_hub(home, hub.endpoint, "hf:org/tiny")  # type: ignore[attr-defined]
+    pulled = pull_from_hub(home, hub.endpoint, "hf:org/tiny")
     assert pulled.returncode == 0, pulled.stderr
     model = store.find("tiny")
     assert model is not None
@@ -239,7 +240,7 @@ def test_what_the_hub_answers_is_told_without_the_token(
     hub.status = status
     if status == 404:
         hub.status = 200
-    pulled = pull_from_hub(home, hub.endpoint, "hf:org/other" if status == 404 else "hf:org/tiny")  # type: ignore[attr-defined]
+    pulled = pull_from_hub(home, hub.endpoint, "hf:org/other" if status == 404 else "hf:org/tiny")
     assert pulled.returncode == 1
     assert words in pulled.stderr
     assert TOKEN not in pulled.stdout + pulled.stderr
@@ -248,7 +249,7 @@ def test_what_the_hub_answers_is_told_without_the_token(
 
 def test_a_repository_without_safetensors_is_refused(home: Path, store: ModelStore, hub: type[Hub]) -> None:
     del hub.files["model.safetensors"]
-    pulled = pull_from_hub(home, hub.endpoint, "hf:org/tiny")  # type: ignore[attr-defined]
+    pulled = pull_from_hub(home, hub.endpoint, "hf:org/tiny")
     assert pulled.returncode == 1
     assert "can run code" in pulled.stderr
     assert_nothing_left(store)
@@ -258,8 +259,8 @@ def test_a_repository_without_safetensors_is_refused(home: Path, store: ModelSto
 
 
 @pytest.fixture
-def stepped(gguf: Path, store: ModelStore) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two pulls of one model that have not been started; ended with the test whatever becomes of them."""
+def stepped() -> Iterator[list[subprocess.Popen[str]]]:
+    """Pulls that the test starts; ended with it whatever becomes of them."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for process in started:

@@ -1,11 +1,11 @@
 """A real frontend process, and around it a supervisor's end, a router and workers that a test plays itself.
 
-    async with FrontendUnderTest(tmp_path, tiny_model) as box:
-        worker = await box.add_worker("w0")
-        await box.ready()
-        answer = box.post({...})            # a task
-        generate = await worker.generated()
-        worker.emit(generate, "hello", finish="length")
+async with FrontendUnderTest(tmp_path, tiny_model) as box:
+    worker = await box.add_worker("w0")
+    await box.ready()
+    answer = box.post({...})            # a task
+    generate = await worker.generated()
+    worker.emit(generate, "hello", finish="length")
 """
 
 from __future__ import annotations
@@ -40,7 +40,16 @@ from dynamo_box.protocol.request import (
     peer_decoder,
     unpack_tokens,
 )
-from dynamo_box.protocol.route import Adopt, Place, Placed, PrefillDone, Release, RouteRequest, Unplaced, request_decoder
+from dynamo_box.protocol.route import (
+    Adopt,
+    Place,
+    Placed,
+    PrefillDone,
+    Release,
+    RouteRequest,
+    Unplaced,
+    request_decoder,
+)
 from dynamo_box.protocol.spec import FrontendSpec, ModelSpec
 
 DEADLINE_S = 20.0
@@ -386,9 +395,13 @@ class FrontendUnderTest:
 
     async def ready(self, *workers: str) -> list[FakeWorker]:
         """A router and these workers, found by the frontend."""
+        await self.expect(status.Ready)
+        return await self.ready_again(*workers)
+
+    async def ready_again(self, *workers: str) -> list[FakeWorker]:
+        """The same for a frontend that has said Ready before."""
         await self.router.listen()
         made = [await self.add_worker(name) for name in workers or ("w0",)]
-        await self.expect(status.Ready)
         await self.until_healthy()
         return made
 

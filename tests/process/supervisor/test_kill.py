@@ -105,6 +105,7 @@ def test_connections_wait_while_the_frontend_restarts_and_are_refused_once_it_is
     assert box.answers()
 
 
+@pytest.mark.slow
 def test_without_its_supervisor_everything_ends(box: BoxUnderTest) -> None:
     launched = box.up(box.plan(worker="daemon stubborn", router="daemon"))
     kill(launched.process.pid)

@@ -47,6 +47,7 @@ def test_down_drains_the_frontend_first_and_says_what_it_freed(box: BoxUnderTest
     assert not any(Path("/sys/fs/cgroup").glob(f"**/dynbox.{box.run_dir.key}.*"))
 
 
+@pytest.mark.slow
 def test_what_does_not_drain_is_terminated_and_then_killed(box: BoxUnderTest) -> None:
     launched = box.up(box.plan(worker="stubborn daemon"))
     began = time.monotonic()
@@ -57,6 +58,7 @@ def test_what_does_not_drain_is_terminated_and_then_killed(box: BoxUnderTest) ->
     assert box.processes() == []
 
 
+@pytest.mark.slow
 def test_everyone_who_asks_for_the_end_hears_of_it(box: BoxUnderTest) -> None:
     box.up(box.plan(worker="stubborn"))
     first, second = connect(box), connect(box)
@@ -69,6 +71,7 @@ def test_everyone_who_asks_for_the_end_hears_of_it(box: BoxUnderTest) -> None:
             assert reply.id == number
 
 
+@pytest.mark.slow
 def test_terminating_the_supervisor_drains_and_a_second_signal_cuts_that_short(box: BoxUnderTest) -> None:
     launched = box.up(box.plan(frontend="serve stubborn", drain_s=300.0))
     launched.process.send_signal(signal.SIGTERM)
@@ -78,6 +81,7 @@ def test_terminating_the_supervisor_drains_and_a_second_signal_cuts_that_short(b
     assert box.processes() == []
 
 
+@pytest.mark.slow
 def test_a_stopped_guard_does_not_stop_the_end(box: BoxUnderTest) -> None:
     launched = box.up(box.plan(worker="stubborn"))
     os.kill(box.process(WORKER).guard_pid or 0, signal.SIGSTOP)
