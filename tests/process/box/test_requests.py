@@ -1,4 +1,4 @@
-"""Whatever ends a request, nothing of it stays: no sequence on a worker, no lease at the router, no place in the queue."""
+"""Whatever ends a request, nothing of it stays: no sequence on a worker, no lease at the router, no place in line."""
 
 from __future__ import annotations
 

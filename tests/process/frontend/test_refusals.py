@@ -214,7 +214,8 @@ def test_metrics_have_the_names_that_dashboards_know(tmp_path: Path, tiny_model:
                 assert f"# TYPE {name.removesuffix('_total')}" in text, name
             count = len(worker.ids("hello there"))
             for line in (
-                'dynamo_frontend_requests_total{endpoint="chat_completions",model="tiny",request_type="stream",status="200"} 1.0',
+                'dynamo_frontend_requests_total{endpoint="chat_completions",model="tiny",'
+                'request_type="stream",status="200"} 1.0',
                 f'dynamo_frontend_output_tokens_total{{model="tiny"}} {float(count)}',
                 f'dynamo_frontend_inter_token_latency_seconds_count{{model="tiny"}} {float(count - 1)}',
                 'dynamo_frontend_time_to_first_token_seconds_count{model="tiny"} 1.0',
