@@ -187,9 +187,9 @@ install_packages() {
     pip_install -e ".[$extras]"
 }
 
-# pip_install ARGUMENT...: quiet, unless it fails.
+# pip_install ARGUMENT...: quiet, unless it fails. (In a subshell, so that what a trap says doesn't go to the log.)
 pip_install() {
-    pip install "$@" >"$LOG" 2>&1 </dev/null && return
+    (pip install "$@") >"$LOG" 2>&1 </dev/null && return
     cat "$LOG" >&2
     rm -f "$MARKER" # pip ended by itself: what it left is whole
     fail "pip could not install: $*" \
@@ -262,7 +262,7 @@ PYTHON
 # Resolve first: stop before anything is downloaded.
 refuse_cuda_packages() {
     local found
-    if ! pip install --dry-run --quiet --report "$VENV/torch-report.json" "$TORCH_CPU_RELEASE" >"$LOG" 2>&1 </dev/null; then
+    if ! (pip install --dry-run --report "$VENV/torch-report.json" "$TORCH_CPU_RELEASE") >"$LOG" 2>&1 </dev/null; then
         cat "$LOG" >&2
         rm -f "$MARKER"
         fail "pip can't find $TORCH_CPU_RELEASE" \

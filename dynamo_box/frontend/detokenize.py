@@ -96,7 +96,7 @@ def _byte_table(tokenizer: tokenizers.Tokenizer) -> dict[int, bytes]:
 
     A token with a character outside of the mapping, as added ones may have, stands for itself.
     """
-    characters = _byte_characters()
+    characters = byte_characters()
     vocabulary: dict[str, Any] = tokenizer.get_vocab(with_added_tokens=True)
     table = {}
     for token, number in vocabulary.items():
@@ -107,7 +107,7 @@ def _byte_table(tokenizer: tokenizers.Tokenizer) -> dict[int, bytes]:
     return table
 
 
-def _byte_characters() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """Printable Latin-1 stands for itself; every other byte for a character from U+0100 on, in order."""
     printable = [
         *range(ord("!"), ord("~") + 1),

@@ -132,6 +132,14 @@ class Checkout:
         return any(self.venv.glob(f"lib/python*/site-packages/{package}-*.dist-info"))
 
 
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not path.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
@@ -288,13 +296,8 @@ def test_a_broken_environment_is_made_anew(installed: Checkout) -> None:
 @pytest.mark.slow
 def test_an_installation_cut_off_is_started_over(checkout: Checkout, tmp_path: Path) -> None:
     make_wheel(checkout.wheels, "torch", "2.13.0")
-    pause = tmp_path / "paused"
-    process = checkout.start(TEST_BUILD_PAUSE=str(pause))
-    deadline = time.monotonic() + DEADLINE_S
-    while not pause.exists():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = checkout.start(TEST_BUILD_PAUSE=str(tmp_path / "paused"))
+    wait_for(tmp_path / "paused", process)
     second = checkout.start()
     assert second.stderr is not None
     assert "another installation" in second.stderr.readline()
@@ -303,6 +306,19 @@ def test_an_installation_cut_off_is_started_over(checkout: Checkout, tmp_path: P
     _, errors = second.communicate(timeout=DEADLINE_S)
     assert second.returncode == 0, errors
     assert "cut off; starting over" in errors
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_told_and_leaves_no_doubt_for_the_next_run(checkout: Checkout, tmp_path: Path) -> None:
+    make_wheel(checkout.wheels, "torch", "2.13.0")
+    process = checkout.start(TEST_BUILD_PAUSE=str(tmp_path / "paused"))
+    wait_for(tmp_path / "paused", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert (checkout.venv / ".dynbox-installing").exists()
+    assert not list(checkout.venv.glob(".dynbox-installed-*"))
 
 
 @pytest.mark.slow

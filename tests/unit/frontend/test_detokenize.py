@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from dynamo_box.frontend.detokenize import MAX_HELD_TOKENS, Vocabulary
+from dynamo_box.frontend.detokenize import MAX_HELD_TOKENS, Vocabulary, byte_characters
 
 
 @functools.cache
@@ -42,18 +42,6 @@ def byte_fallback() -> Tokenizer:
     return tokenizer
 
 
-@functools.cache
-def byte_characters() -> dict[int, str]:
-    """Which character of the alphabet stands for which byte, asked of the tokenizers library itself."""
-    found = {}
-    for character in pre_tokenizers.ByteLevel.alphabet():
-        for byte in range(256):
-            shown = decoders.ByteLevel().decode([character])
-            if shown == chr(byte) and byte < 128:
-                found[byte] = character
-    return found
-
-
 def pieces(tokenizer: Tokenizer, kind: str | None, ids: list[int], cuts: list[int]) -> list[str]:
     """The text of `ids`, fed in runs as long as `cuts` say."""
     detokenizer = Vocabulary(tokenizer, kind).detokenizer()
@@ -81,7 +69,7 @@ def test_text_comes_out_as_it_went_in_and_never_by_halves(text: str) -> None:
     ids = tokenizer.encode(text).ids
     said = pieces(tokenizer, "ByteLevel", ids, [1] * len(ids))
     assert "".join(said) == tokenizer.decode(ids)
-    if "\ufffd" not in text:
+    if "\ufffd" not in tokenizer.decode(ids):  # the library reads the added token é as half a character
         assert not any("\ufffd" in piece for piece in said)
 
 
@@ -89,7 +77,7 @@ def test_text_comes_out_as_it_went_in_and_never_by_halves(text: str) -> None:
 @given(st.binary(max_size=40))
 def test_at_most_three_tokens_of_one_byte_are_held_back(data: bytes) -> None:
     tokenizer = byte_level()
-    by_byte = {byte: tokenizer.token_to_id(character) for byte, character in byte_characters().items()}
+    by_byte = {byte: tokenizer.token_to_id(character) for character, byte in byte_characters().items()}
     detokenizer = Vocabulary(tokenizer, "ByteLevel").detokenizer()
     said = ""
     for count, byte in enumerate(data, 1):
