@@ -2,9 +2,9 @@
 
     python tests/bench/frontend_tokens.py [--streams 32] [--tokens 400]
 
-A worker played by this process sends one Step for all streams at a time and waits until every client has its event, as
-a decoding engine does: the figure includes waking up, detokenising, JSON, HTTP and the system calls. Clients run in this
-process too and are not counted.
+A worker played by this process sends one Step for all streams at a time, as a decoding engine does, and waits until
+every client has its event: the figure includes waking up, detokenising, JSON, HTTP and the system calls. Clients run in
+this process too and are not counted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "process" / "frontend")]
 
 from fakes.tiny_model import make_tiny_llama  # noqa: E402
-from frontend_peers import Connection, FrontendUnderTest  # noqa: E402
+from frontend_peers import FrontendUnderTest  # noqa: E402
 
 from dynamo_box.protocol.request import Delta  # noqa: E402
 

@@ -11,7 +11,6 @@ async with FrontendUnderTest(tmp_path, tiny_model) as box:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import socket
@@ -50,7 +49,7 @@ from dynamo_box.protocol.route import (
     Unplaced,
     request_decoder,
 )
-from dynamo_box.protocol.spec import FrontendSpec, ModelSpec
+from dynamo_box.protocol.spec import ChildSpec, FrontendSpec, ModelSpec
 
 DEADLINE_S = 20.0
 MODEL = "tiny"
@@ -295,6 +294,60 @@ class Connection:
         self._writer.close()
 
 
+class Child:
+    """A process as its supervisor sees it."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.messages: asyncio.Queue[status.ChildMessage] = asyncio.Queue()
+        self.channel: Channel[status.ChildMessage]
+
+    @classmethod
+    async def start(cls, module: str, spec: ChildSpec, log: Path, listening: socket.socket | None = None) -> Child:
+        ours, theirs = socket.socketpair()
+        environment = {**os.environ, STATUS_FD_VARIABLE: str(theirs.fileno()), "DYNBOX_PROCESS": spec.name}
+        inherited = [theirs.fileno()]
+        if listening is not None:
+            environment["DYNBOX_LISTEN_FD"] = str(listening.fileno())
+            inherited.append(listening.fileno())
+        with log.open("ab") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                env=environment,
+                pass_fds=inherited,
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+            )
+        theirs.close()
+        ours.setblocking(False)
+        child = cls(process)
+        _, child.channel = await asyncio.get_running_loop().create_unix_connection(
+            lambda: Channel(status.child_decoder, lambda _channel, message: child.messages.put_nowait(message)),
+            sock=ours,
+        )
+        child.channel.send(status.Start(spec))
+        return child
+
+    async def expect(self, kind: type[T], fits: Callable[[T], bool] = lambda _message: True) -> T:
+        """The next message of this kind that fits; others are passed over."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                message = await self.messages.get()
+                if isinstance(message, kind) and fits(message):
+                    return message
+
+    async def exit_status(self) -> int:
+        return await asyncio.to_thread(self.process.wait, DEADLINE_S)
+
+    async def close(self) -> None:
+        self.channel.close()
+        try:
+            await self.exit_status()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
 class FrontendUnderTest:
     """The process, its supervisor's end, and its peers."""
 
@@ -306,9 +359,7 @@ class FrontendUnderTest:
         self._context_length = context_length
         self._spec = spec
         self._listening: socket.socket | None = None
-        self._messages: asyncio.Queue[status.ChildMessage] = asyncio.Queue()
-        self.supervisor: Channel[status.ChildMessage]
-        self.process: subprocess.Popen[bytes]
+        self.child: Child
         self.router = FakeRouter(self.run_dir)
         self.workers: dict[str, FakeWorker] = {}
         self.tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -322,15 +373,10 @@ class FrontendUnderTest:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.supervisor.close()
         self.router.close()
         for worker in self.workers.values():
             worker.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            await asyncio.to_thread(self.process.wait, DEADLINE_S)
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        await self.child.close()
         assert self._listening is not None
         self._listening.close()
         if error is not None:
@@ -338,53 +384,36 @@ class FrontendUnderTest:
 
     async def start(self, spec: Any = None) -> None:
         """Start the process and hand it its spec."""
-        ours, theirs = socket.socketpair()
-        assert self._listening is not None
-        environment = {
-            **os.environ,
-            STATUS_FD_VARIABLE: str(theirs.fileno()),
-            "DYNBOX_LISTEN_FD": str(self._listening.fileno()),
-            "DYNBOX_PROCESS": "frontend",
-        }
-        with self.log.open("ab") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "dynamo_box.frontend"],
-                env=environment,
-                pass_fds=[theirs.fileno(), self._listening.fileno()],
-                stdin=subprocess.DEVNULL,
-                stderr=errors,
-            )
-        theirs.close()
-        ours.setblocking(False)
-        self._messages = asyncio.Queue()
-        messages = self._messages
-        _, self.supervisor = await asyncio.get_running_loop().create_unix_connection(
-            lambda: Channel(status.child_decoder, lambda _channel, message: messages.put_nowait(message)), sock=ours
-        )
-        self.supervisor.send(status.Start(spec or self.spec()))
+        self.child = await Child.start("dynamo_box.frontend", spec or self.spec(), self.log, self._listening)
+
+    @property
+    def supervisor(self) -> Channel[status.ChildMessage]:
+        return self.child.channel
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        return self.child.process
+
+    @property
+    def model(self) -> ModelSpec:
+        return ModelSpec(MODEL, str(self._model), "f00", self._context_length, BLOCK)
 
     def spec(self) -> FrontendSpec:
-        model = ModelSpec(MODEL, str(self._model), "f00", self._context_length, BLOCK)
         defaults: dict[str, Any] = {"discovery_timeout_s": 5.0}
         return FrontendSpec(
             name="frontend",
             run_dir=str(self.run_dir.root),
-            models=(model,),
+            models=(self.model,),
             host="127.0.0.1",
             port=self.port,
             **(defaults | self._spec),
         )
 
     async def expect(self, kind: type[T], fits: Callable[[T], bool] = lambda _message: True) -> T:
-        """The next message of this kind that fits; others are passed over."""
-        async with asyncio.timeout(DEADLINE_S):
-            while True:
-                message = await self._messages.get()
-                if isinstance(message, kind) and fits(message):
-                    return message
+        return await self.child.expect(kind, fits)
 
     async def exit_status(self) -> int:
-        return await asyncio.to_thread(self.process.wait, DEADLINE_S)
+        return await self.child.exit_status()
 
     async def add_worker(self, name: str) -> FakeWorker:
         worker = FakeWorker(self.run_dir, name, self.tokenizer, context_length=self._context_length)
@@ -406,8 +435,11 @@ class FrontendUnderTest:
         return made
 
     async def until_healthy(self) -> None:
+        await self.until_health_is(200)
+
+    async def until_health_is(self, wanted: int) -> None:
         async with asyncio.timeout(DEADLINE_S):
-            while (await self.get("/health")).status != 200:
+            while (await self.get("/health")).status != wanted:
                 await asyncio.sleep(0.01)
 
     async def get(self, path: str, headers: dict[str, str] | None = None) -> Answer:

@@ -136,9 +136,7 @@ def test_a_worker_that_withdraws_may_finish_what_runs(tmp_path: Path, tiny_model
             answering = box.post({"stream": True})
             generate = await worker.generated()
             worker.withdraw()
-            async with asyncio.timeout(10):
-                while (await box.get("/health")).status == 200:
-                    await asyncio.sleep(0.01)
+            await box.until_health_is(503)
             worker.emit(generate, "to the end", finish="stop")
             assert (await answering).events[-1] == "[DONE]"
             await box.nothing_left()

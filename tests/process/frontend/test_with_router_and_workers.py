@@ -1,0 +1,181 @@
+"""With the real router and mock workers: KV routing as a client sees it, and deaths in the middle of things."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from frontend_peers import Child, FrontendUnderTest, scenario
+
+from dynamo_box.discovery.instances import withdraw
+from dynamo_box.protocol import status
+from dynamo_box.protocol.figures import RouterFigures
+from dynamo_box.protocol.spec import RouterSpec, WorkerSpec
+
+LONG = "a prompt that is long enough to fill several blocks of the cache, " * 4
+
+
+class Box:
+    def __init__(self, frontend: FrontendUnderTest, root: Path) -> None:
+        self.frontend = frontend
+        self._root = root
+        self.children: dict[str, Child] = {}
+
+    async def add_router(self) -> Child:
+        spec = RouterSpec("router", str(self.frontend.run_dir.root), (self.frontend.model,))
+        return await self._add("dynamo_box.router", spec)
+
+    async def add_worker(self, name: str, **options: Any) -> Child:
+        spec = WorkerSpec(
+            name=name,
+            model=self.frontend.model,
+            engine="mock",
+            role="aggregated",
+            run_dir=str(self.frontend.run_dir.root),
+            threads=1,
+            device="cpu",
+            kv_bytes=0,
+            max_batch=64,
+            options={"kv_blocks": 256, "speedup": "infinite", **options},
+        )
+        return await self._add("engines.mock", spec)
+
+    async def _add(self, module: str, spec: RouterSpec | WorkerSpec) -> Child:
+        child = self.children[spec.name] = await Child.start(module, spec, self._root / f"{spec.name}.log")
+        await child.expect(status.Ready)
+        return child
+
+    async def kill(self, name: str) -> None:
+        """`kill -9`, and what the supervisor does on hearing of it."""
+        child = self.children.pop(name)
+        child.process.kill()
+        await child.exit_status()
+        withdraw(self.frontend.run_dir.instances, name)
+        child.channel.close()
+
+
+@asynccontextmanager
+async def running(root: Path, model: Path, workers: int = 2, **options: Any) -> AsyncIterator[Box]:
+    async with FrontendUnderTest(root, model) as frontend:
+        box = Box(frontend, root)
+        try:
+            await asyncio.gather(box.add_router(), *(box.add_worker(f"w{n}", **options) for n in range(workers)))
+            await frontend.expect(status.Ready)
+            await frontend.until_healthy()
+            yield box
+        finally:
+            await asyncio.gather(*(child.close() for child in box.children.values()))
+
+
+def test_the_second_request_goes_where_the_first_left_its_blocks(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path, tiny_model) as box:
+            body = {"messages": [{"role": "user", "content": LONG}], "max_tokens": 4}
+            first = await box.frontend.post(body)
+            assert first.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+            for _ in range(4):
+                await box.frontend.post({"max_tokens": 2})  # load elsewhere does not draw it away
+                again = await box.frontend.post(body)
+                assert again.headers["x-dynbox-worker"] == first.headers["x-dynbox-worker"]
+                assert again.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
+            metrics = (await box.frontend.get("/metrics")).body.decode()
+            assert 'dynamo_component_router_kv_hit_rate{model="tiny"} 0.' in metrics
+
+    scenario(work)
+
+
+def test_leases_are_back_at_the_router_after_every_ending(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path, tiny_model, decode_ms=5, speedup=1.0) as box:
+            gone = [await box.frontend.request({"stream": True, "max_tokens": 500}) for _ in range(4)]
+            for connection in gone:
+                await connection.head()
+                connection.close()
+            stopped = [box.frontend.post({"max_tokens": 50, "stop": ["a", "e", "t", " "]}) for _ in range(4)]
+            finished = [box.frontend.post({"max_tokens": 5, "stream": True}) for _ in range(4)]
+            crashed = box.frontend.post({"max_tokens": 50, "nvext": {"annotations": ["mock:crash:after=3"]}})
+            await asyncio.gather(*stopped, *finished)
+            assert (await crashed).status == 502
+            router = box.children["router"]
+            report = await router.expect(status.Report, lambda each: _idle_after(each, 13))
+            assert _figures(report).expired_leases == 0
+
+    scenario(work)
+
+
+def test_a_killed_worker_in_mid_stream_is_told_and_the_next_request_served(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path, tiny_model, decode_ms=20, speedup=1.0) as box:
+            connection = await box.frontend.request({"stream": True, "max_tokens": 1000})
+            victim = (await connection.head()).headers["x-dynbox-worker"]
+            await box.kill(victim)
+            rest = b""
+            while piece := await connection.chunk():
+                rest += piece
+            assert b'"code":"worker_lost"' in rest
+            connection.close()
+            after = await box.frontend.post({"max_tokens": 3})
+            assert after.status == 200
+            assert after.headers["x-dynbox-worker"] != victim
+
+    scenario(work)
+
+
+def test_a_killed_router_comes_back_and_streams_do_not_notice(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path, tiny_model, decode_ms=10, speedup=1.0) as box:
+            streaming = box.frontend.post({"stream": True, "max_tokens": 150, "ignore_eos": True})
+            first = await box.frontend.post({"max_tokens": 1})
+            assert first.status == 200
+            await box.kill("router")
+            waiting = box.frontend.post({"max_tokens": 3})
+            router = await box.add_router()
+            assert (await waiting).status == 200
+            answer = await streaming
+            assert answer.events[-1] == "[DONE]"
+            await router.expect(status.Report, lambda each: _idle_after(each, 1))
+
+    scenario(work)
+
+
+def test_every_worker_gone_is_unhealthy_and_a_new_one_is_found(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path, tiny_model, workers=1) as box:
+            await box.kill("w0")
+            await box.frontend.until_health_is(503)
+            assert (await box.frontend.get("/v1/models")).json()["data"] == []
+            waiting = box.frontend.post({"max_tokens": 3})
+            await box.add_worker("w0")
+            assert (await waiting).status == 200
+            await box.frontend.until_healthy()
+
+    scenario(work)
+
+
+def test_two_hundred_streams_at_once_each_get_their_own_tokens(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path, tiny_model) as box:
+            bodies = [
+                {"prompt": f"number {number}", "max_tokens": 24, "temperature": 0, "stream": True, "ignore_eos": True}
+                for number in range(200)
+            ]
+            streamed = await asyncio.gather(*(box.frontend.post(body, "/v1/completions") for body in bodies))
+            some = range(0, 200, 20)
+            whole = [await box.frontend.post({**bodies[n], "stream": False}, "/v1/completions") for n in some]
+            assert [streamed[n].text() for n in some] == [answer.json()["choices"][0]["text"] for answer in whole]
+            assert all(answer.events[-1] == "[DONE]" for answer in streamed)
+
+    scenario(work)
+
+
+def _idle_after(report: status.Report, routed: int) -> bool:
+    figures = _figures(report)
+    return figures.routed >= routed and figures.active_requests == 0
+
+
+def _figures(report: status.Report) -> RouterFigures:
+    assert isinstance(report.figures, RouterFigures)
+    return report.figures
