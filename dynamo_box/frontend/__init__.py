@@ -1,6 +1,7 @@
 """The OpenAI frontend: one process that turns HTTP into sequences on workers, and tokens into text.
 
 service.py         life of the process: status socket, start, drain, exit
+server.py          the HTTP server, on a socket that outlives the process
 app.py             routes
 guard.py           who may ask at all: this machine, by a loopback name
 serving.py         what the endpoints share

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import tokenizers
 
@@ -35,9 +35,9 @@ class Vocabulary:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(number for number, token in added.items() if token.special)
-        self._bytes: dict[int, bytes] | None = None
+        self._bytes: _ByteTable | None = None
         if decoder_type == "ByteLevel":
-            self._bytes = _byte_table(tokenizer) | dict.fromkeys(self._special, b"")
+            self._bytes = _ByteTable(tokenizer, self._special)
 
     def detokenizer(self) -> Detokenizer:
         if self._bytes is not None:
@@ -46,13 +46,13 @@ class Vocabulary:
 
 
 class _ByteLevel:
-    def __init__(self, table: dict[int, bytes]) -> None:
+    def __init__(self, table: _ByteTable) -> None:
         self._table = table
         self._decoder = _utf8("replace")
 
     def feed(self, tokens: Iterable[int]) -> str:
         table = self._table
-        return self._decoder.decode(b"".join([table.get(token, b"") for token in tokens]))
+        return self._decoder.decode(b"".join([table[token] for token in tokens]))
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
@@ -91,20 +91,27 @@ class _Windowed:
         return text
 
 
-def _byte_table(tokenizer: tokenizers.Tokenizer) -> dict[int, bytes]:
-    """Id → bytes of a byte-level vocabulary, whose characters each stand for a byte (GPT-2's mapping).
+class _ByteTable(dict[int, bytes]):
+    """Id → bytes of a byte-level vocabulary, whose characters each stand for a byte (GPT-2's mapping), as ids turn up.
 
     A token with a character outside of the mapping, as added ones may have, stands for itself.
     """
-    characters = byte_characters()
-    vocabulary: dict[str, Any] = tokenizer.get_vocab(with_added_tokens=True)
-    table = {}
-    for token, number in vocabulary.items():
-        if all(character in characters for character in token):
-            table[number] = bytes(characters[character] for character in token)
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special: frozenset[int]) -> None:
+        super().__init__(dict.fromkeys(special, b""))
+        self._tokenizer = tokenizer
+        self._characters = byte_characters()
+
+    def __missing__(self, token: int) -> bytes:
+        text: str | None = self._tokenizer.id_to_token(token)
+        if text is None:
+            return b""  # beyond the vocabulary: models pad theirs
+        characters = self._characters
+        if all(character in characters for character in text):
+            self[token] = bytes(characters[character] for character in text)
         else:
-            table[number] = token.encode()
-    return table
+            self[token] = text.encode()
+        return self[token]
 
 
 def byte_characters() -> dict[str, int]:

@@ -7,18 +7,16 @@ socket give 0; a start that fails, and a frontend that breaks, give 1. SIGINT is
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from dynamo_box.frontend import errors
-from dynamo_box.frontend.app import make_app
+from dynamo_box.frontend.server import LAST_WORDS_S, Server, listening_socket
 from dynamo_box.frontend.serving import Serving
 from dynamo_box.frontend.tokenizer import ModelTokenizer
 from dynamo_box.log import get_logger
@@ -27,11 +25,7 @@ from dynamo_box.protocol import status
 from dynamo_box.protocol.framing import Channel
 from dynamo_box.protocol.spec import ChildSpec, FrontendSpec
 
-LISTEN_FD_VARIABLE = "DYNBOX_LISTEN_FD"
 REPORT_S = 0.25
-KEEP_ALIVE_S = 75
-LAST_WORDS_S = 2.0
-BACKLOG = 1024
 
 StatusChannel = Channel[status.ParentMessage]
 
@@ -48,7 +42,7 @@ class FrontendProcess:
         self._status: StatusChannel = Channel(status.parent_decoder, self._on_order, self._on_supervisor_gone)
         self._tasks: set[asyncio.Task[None]] = set()
         self._serving: Serving | None = None
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._started = False
 
     async def run(self, status_socket: socket.socket) -> int:
@@ -119,7 +113,7 @@ class FrontendProcess:
         Raises:
             OSError, ValueError: the address can't be had or is not loopback, or a model has no usable tokenizer.
         """
-        sock = _listening_socket(spec)
+        sock = listening_socket(spec)
         tokenizers = {}
         for model in spec.models:
             self._status.send(status.Starting(f"tokenizer of {model.name}"))
@@ -128,7 +122,7 @@ class FrontendProcess:
         self._spawn(serving.router.run())
         self._spawn(serving.workers.run())
         self._spawn(serving.requests.watch_for_stalls())
-        self._server = _Server(serving)
+        self._server = Server(serving)
         await self._server.start(sock)
         host, port = sock.getsockname()[:2]
         self._status.send(status.Ready({"address": f"{host}:{port}", "uvicorn": uvicorn.__version__}))
@@ -160,75 +154,3 @@ class FrontendProcess:
         if cancelled == 0:
             return status.Answer(number, f"no live request {request_id!r}")
         return status.Answer(number, text=f"cancelled {request_id}")
-
-
-class _Server(uvicorn.Server):
-    """uvicorn on a socket that is there already, with its signals left to this process."""
-
-    def __init__(self, serving: Serving) -> None:
-        super().__init__(
-            uvicorn.Config(
-                make_app(serving),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                loop="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=int(LAST_WORDS_S),
-            )
-        )
-        self._listening = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self, sock: socket.socket) -> None:
-        """Serve from here on."""
-        self._task = asyncio.create_task(self.serve(sockets=[sock]))
-        listening = asyncio.create_task(self._listening.wait())
-        await asyncio.wait({self._task, listening}, return_when=asyncio.FIRST_COMPLETED)
-        if self._task.done():
-            listening.cancel()
-            self._task.result()
-
-    async def stop(self) -> None:
-        """Let answers be finished for LAST_WORDS_S at most."""
-        if self._task is not None:
-            self.should_exit = True
-            await asyncio.wait({self._task}, timeout=2 * LAST_WORDS_S)
-            self._task.cancel()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._listening.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _listening_socket(spec: FrontendSpec) -> socket.socket:
-    """The one that the supervisor holds for every life of this process, else a new one.
-
-    Raises:
-        OSError: the port is taken.
-        ValueError: the address is not loopback.
-    """
-    inherited = os.environ.pop(LISTEN_FD_VARIABLE, None)
-    if inherited is not None:
-        sock = socket.socket(fileno=int(inherited))
-        os.set_inheritable(sock.fileno(), False)
-        _require_loopback(sock.getsockname()[0])
-    else:
-        host = "127.0.0.1" if spec.host == "localhost" else spec.host
-        _require_loopback(host)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.create_server((host, spec.port), family=family, backlog=BACKLOG)
-    sock.setblocking(False)
-    return sock
-
-
-def _require_loopback(host: str) -> None:
-    if host != "::1" and not host.startswith("127."):
-        raise ValueError(f"address {host} is not loopback; the frontend serves this machine only")

@@ -381,6 +381,9 @@ class FrontendUnderTest:
         self._listening.close()
         if error is not None:
             print(self.log.read_text())
+            return
+        for line in self.log.read_text().splitlines():
+            json.loads(line)  # whatever happened, the log is JSON lines
 
     async def start(self, spec: Any = None) -> None:
         """Start the process and hand it its spec."""

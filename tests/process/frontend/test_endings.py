@@ -188,7 +188,7 @@ def test_without_router_or_worker_the_answer_is_503_after_a_bounded_wait(tmp_pat
 
 def test_a_request_in_which_nothing_moves_is_ended(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, stall_limit_s=0.4) as box:
+        async with FrontendUnderTest(tmp_path, tiny_model, stall_limit_s=1.0) as box:
             (worker,) = await box.ready()
             streamed, whole = box.post({"stream": True}), box.post({})
             for _ in range(2):
@@ -203,7 +203,7 @@ def test_a_request_in_which_nothing_moves_is_ended(tmp_path: Path, tiny_model: P
 
 def test_a_request_that_waits_for_its_turn_is_no_stall(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, stall_limit_s=0.4) as box:
+        async with FrontendUnderTest(tmp_path, tiny_model, stall_limit_s=0.8) as box:
             (worker,) = await box.ready()
             busy = box.post({"stream": True})
             running = await worker.generated()
@@ -211,7 +211,7 @@ def test_a_request_that_waits_for_its_turn_is_no_stall(tmp_path: Path, tiny_mode
             waiting = await worker.generated()
             for _ in range(8):
                 worker.send(Delta(running.id, (70,)))
-                await asyncio.sleep(0.1)  # the pace of a busy worker, not a wait for anything
+                await asyncio.sleep(0.15)  # the pace of a busy worker, not a wait for anything
             worker.send(Delta(running.id, (), "length"))
             worker.emit(waiting, "my turn", finish="length")
             assert (await busy).events[-1] == "[DONE]"

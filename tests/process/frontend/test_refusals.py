@@ -122,6 +122,19 @@ def test_hostile_bodies_are_the_clients_fault(tmp_path: Path, tiny_model: Path) 
     scenario(work)
 
 
+def test_what_is_no_http_is_answered_with_400_and_logged(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            await box.ready()
+            connection = await Connection.open(box.port)
+            connection.send_raw(b"\x16\x03\x01 this is TLS, say\r\n\r\n")
+            assert (await connection.head()).status == 400
+            connection.close()
+            assert "Invalid HTTP request" in box.log.read_text()
+
+    scenario(work)
+
+
 def test_a_body_over_the_cap_is_refused_while_it_is_read(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model, max_body_bytes=10_000) as box:
