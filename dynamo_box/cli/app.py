@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -91,8 +90,9 @@ def _placeholder() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    from dynamo_box.cli import stderr
+    from dynamo_box.cli import stderr, stdout
 
+    stdout.guard()
     if "_DYNBOX_COMPLETE" in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]  # its home is private
 
@@ -102,7 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command.main(
             args=None if arguments is None else list(arguments), prog_name="dynbox", standalone_mode=False
         )
-        sys.stdout.flush()
     except BoxError as error:
         stderr.report(error)
         status = error.exit_code
@@ -112,13 +111,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = ExitCode.OK
     except Exception as error:  # noqa: BLE001 - the last resort: a traceback belongs in a file
         status = stderr.report_usage(error) if hasattr(error, "format_message") else stderr.report_bug(error)
-    _close_stdout()
-    return int(status or 0)
+    return _finish(int(status or 0))
 
 
-def _close_stdout() -> None:
-    """Flush, or give up without a word when the reader is gone, which Python would otherwise report at exit."""
+def _finish(status: int) -> int:
+    """Write out what is left; a failure of that, unless another was reported already, is the command's."""
+    from dynamo_box.cli import stderr, stdout
+
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stdout.close()
+    except BoxError as error:
+        if status == ExitCode.OK:
+            stderr.report(error)
+            return error.exit_code
+    return status

@@ -39,9 +39,9 @@ def _quietly(names: Callable[[], list[str]]) -> Callable[[str], list[str]]:
 
 
 def _profiles() -> list[str]:
-    from dynamo_box.profile.load import list_profiles
+    from dynamo_box.profile.directories import profile_names
 
-    return sorted(each.name for each in list_profiles())
+    return profile_names()
 
 
 def _profiles_and_files(incomplete: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dynamo_box.cli import complete, output, render, stderr
+from dynamo_box.cli.seconds import seconds
 from dynamo_box.control.client import ControlClient
 from dynamo_box.control.launch import Swept, sweep
 from dynamo_box.errors import BoxError, ExitCode, NotRunning, TimedOut
@@ -29,7 +30,9 @@ EXIT_TIMEOUT_S = 15.0
 def down(
     drain: Annotated[
         float,
-        typer.Option("--drain", min=0.0, metavar="SECONDS", help="How long running requests may take to finish."),
+        typer.Option(
+            "--drain", metavar="SECONDS", help="How long running requests may take to finish.", callback=seconds
+        ),
     ] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was freed as JSON.")] = False,
 ) -> ExitCode:

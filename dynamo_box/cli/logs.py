@@ -14,7 +14,7 @@ import typer
 from dynamo_box.cli import complete, output, terminal
 from dynamo_box.cli.names import did_you_mean
 from dynamo_box.control import logs as log_files
-from dynamo_box.errors import BoxError, ExitCode, NotRunning, UsageError
+from dynamo_box.errors import ExitCode, NotRunning, UsageError
 from dynamo_box.paths import home, logs_dir, run_dir
 
 app = complete.verb()
@@ -56,6 +56,8 @@ def logs(
     as_json: Annotated[bool, typer.Option("--json", help="Print the lines as they are: one JSON object each.")] = False,
 ) -> ExitCode:
     """Read the logs of the box, merged by time. They outlive a box and a crash of any part of it."""
+    start = 0.0 if since is None else parse_since(since, time.time())
+    wanted = at_least(level)
     directory = logs_dir(run_dir(), home())
     known = log_files.processes_with_logs(directory)
     for name in names or ():
@@ -63,10 +65,8 @@ def logs(
             remedy = did_you_mean(name, known, kind="processes that have logged")
             raise NotRunning(f"no process called {name!r} has logged", remedy=remedy)
     if not known and not follow:
-        raise BoxError(f"no box has logged in {directory} yet", remedy="start one with `dynbox up`")
+        raise NotRunning(f"no box has logged in {directory} yet", remedy="start one with `dynbox up`")
 
-    start = 0.0 if since is None else parse_since(since, time.time())
-    wanted = at_least(level)
     show = _show_json if as_json else _show
     follower = log_files.Follower(directory, names or None) if follow else None
     chosen = names or known

@@ -19,6 +19,7 @@ from dynamo_box.cli import complete, output, render, stderr, terminal
 from dynamo_box.cli.planning import Planning, is_known, pull_all
 from dynamo_box.cli.port import require_free
 from dynamo_box.cli.progress import BoxProgress, Display, make_display
+from dynamo_box.cli.seconds import seconds
 from dynamo_box.cli.start import join, launch_and_follow, neighbour
 from dynamo_box.control.launch import run_in_foreground
 from dynamo_box.errors import BoxError, ExitCode, UsageError
@@ -70,7 +71,10 @@ def up(
     timeout: Annotated[
         float | None,
         typer.Option(
-            "--timeout", min=0.0, metavar="SECONDS", help="Give up, leaving nothing, when the start takes longer."
+            "--timeout",
+            metavar="SECONDS",
+            help="Give up, leaving nothing, when the start takes longer.",
+            callback=seconds,
         ),
     ] = None,
 ) -> ExitCode:

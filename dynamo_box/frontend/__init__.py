@@ -13,6 +13,7 @@ templates.py       sandboxed chat templates
 control_tokens.py  special tokens, and how messages are kept from writing them
 segments.py        a cache of what was tokenised lately
 tokenizer.py       text → ids
+extent.py          how few ids a text can be
 preprocess.py      task → prompt tokens, block hashes, limits
 requests.py        live requests: admission, interruption, stalls, drain
 execution.py       one request on the workers: placed, run, placed again

@@ -55,7 +55,9 @@ def make_app(serving: Serving) -> ASGIApp:
         Route("/metrics", _on_loop(metrics)),
     ]
     handlers: Any = {HTTPException: _on_http_error, ApiError: _on_api_error}
-    return LoopbackOnly(Starlette(routes=routes, exception_handlers=handlers))
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a path that is almost right gets our 404, not a redirect
+    return LoopbackOnly(app)
 
 
 def _on_loop(handler: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:

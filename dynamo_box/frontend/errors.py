@@ -20,6 +20,7 @@ from collections.abc import Iterable
 import msgspec
 
 RETRY_AFTER_S = 1
+STOPPING = "this frontend is stopping or restarting"
 
 
 class ApiError(Exception):
@@ -52,7 +53,8 @@ def unsupported(param: str, what: str) -> ApiError:
     return invalid_request(f"{what}; leave out '{param}'", param, "unsupported_parameter")
 
 
-def context_too_long(prompt_tokens: int, context_length: int, field: str) -> ApiError:
+def context_too_long(prompt_tokens: int | str, context_length: int, field: str) -> ApiError:
+    """`prompt_tokens` is text where their number is not known: "at least 70000", say."""
     return invalid_request(
         f"the prompt is {prompt_tokens} tokens long, and with at least one to generate it must fit into this model's "
         f"context of {context_length}; shorten the prompt",
@@ -127,7 +129,7 @@ def unavailable(message: str) -> ApiError:
 
 
 def draining() -> ApiError:
-    return ApiError(503, "this server is shutting down", kind="service_unavailable_error", code="draining")
+    return ApiError(503, f"{STOPPING}; try again", kind="service_unavailable_error", code="draining")
 
 
 def stalled(worker: str | None, seconds: float) -> ApiError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from dynamo_box.frontend import errors
@@ -23,6 +24,11 @@ CONNECTION_WAIT_S = 2.0
 """The router may learn of a worker a moment before this process has connected to it."""
 
 ASK_AGAIN_S = 0.1
+
+SHORTEST_ANSWER_WAIT_S = 1.0
+"""Asked at the very deadline, a router that lives still gets to say why it has no place."""
+
+ROUTER_SILENT = "the router doesn't answer; see `dynbox ps`"
 
 log = get_logger()
 
@@ -158,10 +164,13 @@ class Execution:
         while True:
             left_s = deadline - time.monotonic()
             try:
-                reply = await self._router.place(place)
+                async with asyncio.timeout(max(left_s, SHORTEST_ANSWER_WAIT_S)):
+                    reply = await self._router.place(place)
+            except TimeoutError as error:
+                raise errors.unavailable(ROUTER_SILENT) from error
             except RouterGone as error:
                 if left_s <= 0:
-                    raise errors.unavailable("the router doesn't answer; see `dynbox ps`") from error
+                    raise errors.unavailable(ROUTER_SILENT) from error
                 await self._router.wait_until_connected(left_s)
                 continue
             if isinstance(reply, Lease):

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
 from dynamo_box.discovery.instances import Instance
 from dynamo_box.frontend.errors import context_too_long, invalid_request
 from dynamo_box.frontend.intake import Task
-from dynamo_box.frontend.tokenizer import ModelTokenizer
+from dynamo_box.frontend.tokenizer import LONG_CHARACTERS, FarTooLong, ModelTokenizer
 from dynamo_box.kv.hashing import TOKEN_BYTES, chain_digests, isolation_key, short_hashes
 from dynamo_box.protocol.request import Sampling, pack_tokens
 
-MAX_CHARACTERS_ON_LOOP = 8192
 MAX_TOKENS_ON_LOOP = 2048
 """More than this is tokenised and hashed in a thread: it takes longer than a millisecond."""
+
+MAX_LONG_AT_ONCE = 2
+"""Tokenising takes some hundred bytes a token, so this bounds memory; one more long prompt waits."""
+
+_long_prompts = ThreadPoolExecutor(MAX_LONG_AT_ONCE, thread_name_prefix="long-prompt")
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -37,19 +42,23 @@ async def prepare(task: Task, tokenizer: ModelTokenizer, instance: Instance, con
         ApiError: no template, an empty prompt, foreign token ids, or too long for the context (400).
     """
     if _is_long(task):
-        return await asyncio.to_thread(_prepare, task, tokenizer, instance, context_length)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(_long_prompts, _prepare, task, tokenizer, instance, context_length)
     return _prepare(task, tokenizer, instance, context_length)
 
 
 def _is_long(task: Task) -> bool:
     if task.messages is not None:
-        return sum(len(message["content"]) for message in task.messages) > MAX_CHARACTERS_ON_LOOP
-    return len(task.text or "") > MAX_CHARACTERS_ON_LOOP or len(task.tokens or ()) > MAX_TOKENS_ON_LOOP
+        return sum(len(message["content"]) for message in task.messages) > LONG_CHARACTERS
+    return len(task.text or "") > LONG_CHARACTERS or len(task.tokens or ()) > MAX_TOKENS_ON_LOOP
 
 
 def _prepare(task: Task, tokenizer: ModelTokenizer, instance: Instance, context_length: int) -> Prompt:
     field = "prompt" if task.messages is None else "messages"
-    packed = _encode(task, tokenizer)
+    try:
+        packed = _encode(task, tokenizer, context_length)
+    except FarTooLong as error:
+        raise context_too_long(f"at least {error.tokens}", context_length, field) from error
     count = len(packed) // TOKEN_BYTES
     if count == 0:
         raise invalid_request(f"'{field}' is empty", field)
@@ -67,11 +76,11 @@ def _prepare(task: Task, tokenizer: ModelTokenizer, instance: Instance, context_
     return Prompt(packed, count, key, hashes, hashing_ms, _sampling(task, context_length - count))
 
 
-def _encode(task: Task, tokenizer: ModelTokenizer) -> bytes:
+def _encode(task: Task, tokenizer: ModelTokenizer, max_tokens: int) -> bytes:
     if task.messages is not None:
-        return tokenizer.encode_chat(task.messages)
+        return tokenizer.encode_chat(task.messages, max_tokens)
     if task.text is not None:
-        return tokenizer.encode_text(task.text)
+        return tokenizer.encode_text(task.text, max_tokens)
     tokens = task.tokens or []
     if any(token >= tokenizer.vocabulary_size for token in tokens):
         raise invalid_request(

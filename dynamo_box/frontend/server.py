@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dynamo_box.frontend.app import make_app
 from dynamo_box.frontend.serving import Serving
@@ -31,7 +33,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 make_app(serving),
-                http="httptools",
+                http=_Protocol,
                 ws="none",
                 lifespan="off",
                 loop="none",
@@ -55,9 +57,24 @@ class Server(uvicorn.Server):
             listening.cancel()
             self._task.result()
 
+    def stop_accepting(self) -> None:
+        """Let go of the listening socket, so that who connects from here on waits for the next process on it.
+
+        Connections on which nothing is asked are closed, since their clients then come again; a client that has
+        connected and not asked yet would not, so it is left to ask. Answers on their way are a connection's last.
+        """
+        if not self._listening.is_set():
+            return
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, _Protocol) and connection.cycle is not None:
+                connection.shutdown()
+
     async def stop(self) -> None:
         """Let answers be finished for LAST_WORDS_S at most."""
         if self._task is not None:
+            self.stop_accepting()
             self.should_exit = True
             await asyncio.wait({self._task}, timeout=2 * LAST_WORDS_S)
             self._task.cancel()
@@ -69,6 +86,16 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Protocol(HttpToolsProtocol):
+    """A request target in absolute form (`GET http://name/path`) outranks the Host header: it counts as one more."""
+
+    def on_headers_complete(self) -> None:
+        scheme, separator, rest = self.url.partition(b"://")
+        if separator and b"/" not in scheme:
+            self.headers.append((b"host", re.split(rb"[/?#]", rest, maxsplit=1)[0]))
+        super().on_headers_complete()
 
 
 class _ToLog(logging.Handler):

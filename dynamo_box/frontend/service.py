@@ -26,6 +26,8 @@ from dynamo_box.protocol.framing import Channel
 from dynamo_box.protocol.spec import ChildSpec, FrontendSpec
 
 REPORT_S = 0.25
+SIGN_OF_LIFE_S = 2.0
+"""A report is due after this long even if nothing has changed."""
 
 StatusChannel = Channel[status.ParentMessage]
 
@@ -130,16 +132,19 @@ class FrontendProcess:
         await self._report(serving)
 
     async def _report(self, serving: Serving) -> None:
-        told = None
+        told, told_at = None, 0.0
         while True:
             figures = serving.stats.figures(serving.models)
-            if figures != told:
+            now = self._loop.time()
+            if figures != told or now + REPORT_S >= told_at + SIGN_OF_LIFE_S:
                 self._status.send(status.Report(figures))
-                told = figures
+                told, told_at = figures, now
             await asyncio.sleep(REPORT_S)
 
     async def _drain(self, deadline_s: float) -> None:
-        """Turn new requests away; end when the last one has, or at the deadline."""
+        """Leave new connections to the next life of this process; end with the last request, or at the deadline."""
+        if self._server is not None:
+            self._server.stop_accepting()
         if self._serving is not None:
             requests = self._serving.requests
             try:

@@ -40,7 +40,7 @@ class Serving:
         if not self.router.connected.is_set():
             reasons.append("the router is not connected")
         if self.requests.draining:
-            reasons.append("this server is shutting down")
+            reasons.append(errors.STOPPING)
         return reasons
 
     def require_model(self, name: str) -> None:

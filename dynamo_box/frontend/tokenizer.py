@@ -16,13 +16,24 @@ import tokenizers
 from dynamo_box.frontend.control_tokens import ControlTokens, free_mark
 from dynamo_box.frontend.detokenize import Vocabulary
 from dynamo_box.frontend.errors import invalid_request
+from dynamo_box.frontend.extent import most_characters_per_token
 from dynamo_box.frontend.segments import SegmentCache
 from dynamo_box.frontend.templates import ChatTemplate, load_chat_template
 from dynamo_box.protocol.request import pack_tokens
 
 MAX_CACHED_BYTES = 32 * 1024 * 1024
 MAX_CACHED_SEGMENT_BYTES = 256 * 1024
+LONG_CHARACTERS = 8192
+"""A longer text takes more than a millisecond."""
 _PROBE = "Grüße, 世界!\n  def f(x):\treturn x"
+
+
+class FarTooLong(Exception):
+    """A text can only be more tokens than it may be: `tokens` at least, which was found without tokenising it."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"at least {tokens} tokens")
+        self.tokens = tokens
 
 
 class ModelTokenizer:
@@ -40,9 +51,11 @@ class ModelTokenizer:
             raise ValueError(f"{model / 'tokenizer.json'} is no tokenizer: {error}") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        decoder = json.loads(content).get("decoder") or {}
+        definition = json.loads(content)
+        decoder = definition.get("decoder") or {}
         self.vocabulary = Vocabulary(self._tokenizer, decoder.get("type"))
         self.vocabulary_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self._most_characters = most_characters_per_token(definition, self._tokenizer.get_vocab(with_added_tokens=True))
         special = {
             token.content: (number, token)
             for number, token in self._tokenizer.get_added_tokens_decoder().items()
@@ -56,26 +69,44 @@ class ModelTokenizer:
         # From here on special tokens are found by `_control` alone: what it leaves is ordinary text.
         self._tokenizer.encode_special_tokens = self._by_segment
 
-    def encode_text(self, text: str) -> bytes:
-        """Packed ids (u32 LE) of a raw prompt, in which special tokens count as such; begins as the model wants it."""
+    def encode_text(self, text: str, max_tokens: int | None = None) -> bytes:
+        """Packed ids (u32 LE) of a raw prompt, in which special tokens count as such; begins as the model wants it.
+
+        Raises:
+            FarTooLong: its sheer length can't be `max_tokens`.
+        """
+        self._require_fit(text, max_tokens)
         return self._prefix + self._encode(text)
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> bytes:
+    def encode_chat(self, messages: list[dict[str, str]], max_tokens: int | None = None) -> bytes:
         """Packed ids (u32 LE) of a conversation, up to where the answer begins.
 
         Raises:
             ApiError: the template refuses the messages, or they hold special tokens that can't be disarmed (400).
+            FarTooLong: the sheer length of the conversation can't be `max_tokens`.
         """
         if self.chat_template is None:
             raise invalid_request("this model has no chat template; use /v1/completions", "messages")
         written = [message["content"] for message in messages]
         if not any(map(self._control.occur_in, written)):
-            return self._encode(self.chat_template.render(messages))
+            rendered = self.chat_template.render(messages)
+            self._require_fit(rendered, max_tokens)
+            return self._encode(rendered)
         mark = free_mark(written)
         if mark is None or not self._by_segment:
             raise invalid_request("the messages hold special tokens of this model; take them out", "messages")
         disarmed = [{**each, "content": self._control.disarm(each["content"], mark)} for each in messages]
-        return self._encode(self.chat_template.render(disarmed), mark)
+        rendered = self.chat_template.render(disarmed)
+        self._require_fit(rendered, max_tokens, ignored=rendered.count(mark))
+        return self._encode(rendered, mark)
+
+    def _require_fit(self, text: str, max_tokens: int | None, ignored: int = 0) -> None:
+        """`ignored` characters of `text` don't count."""
+        if max_tokens is None or self._most_characters is None:
+            return
+        fewest = -(-(len(text) - ignored) // self._most_characters)
+        if fewest > max_tokens:
+            raise FarTooLong(fewest)
 
     def _encode(self, text: str, mark: str = "") -> bytes:
         if not self._by_segment:
@@ -95,7 +126,12 @@ class ModelTokenizer:
         return packed
 
     def _encode_plain(self, text: str) -> bytes:
-        return pack_tokens(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        if len(text) > LONG_CHARACTERS:
+            # `encode` keeps the interpreter lock, and with it every other request, until it is done.
+            (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        else:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return pack_tokens(encoding.ids)
 
     def _segments_add_up(self, special: dict[str, Any]) -> bool:
         """Do the ids of segments add up to those of the whole?"""

@@ -16,8 +16,8 @@ from dynamo_box.profile.catalogue import CATALOGUE, facts_for
 from dynamo_box.profile.directories import shipped_directory
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.profile.load import load_text
-from dynamo_box.profile.problems import nearest
 from dynamo_box.profile.schema import Profile
+from dynamo_box.profile.wording import nearest
 
 LONGEST_CONTEXT = 32_768
 SHORTEST_CONTEXT = 512

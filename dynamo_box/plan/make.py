@@ -32,6 +32,7 @@ from dynamo_box.plan.types import Plan, RestartPolicy
 from dynamo_box.profile.catalogue import facts_for
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.profile.units import format_size
+from dynamo_box.profile.wording import escaped
 
 if TYPE_CHECKING:
     from dynamo_box.profile.schema import Profile, ServedModel
@@ -64,7 +65,8 @@ def make_plan(
     for model in profile.served:
         found = facts_for(model.origin, facts)
         if found is None:
-            reasons.append(f"nothing is known of {model.origin} yet: run `dynbox pull {model.origin}` first")
+            origin = escaped(model.origin)
+            reasons.append(f"nothing is known of {origin} yet: run `dynbox pull {origin}` first")
         else:
             known[model.name] = found
             reasons += _context_reasons(model, found)
@@ -80,7 +82,7 @@ def make_plan(
     labels = {gpu.uuid: f"GPU {gpu.index} ({gpu.uuid})" for gpu in hardware.gpus}
     allotment = allot(memories, host_need, capacity, labels)
     reasons += unreadable or allotment.reasons
-    reasons = reasons or _not_built(profile, wanted)
+    reasons += _not_built(profile, wanted)
     if reasons:
         raise _refusal(profile, reasons, real, facts, shipped)
 
@@ -103,6 +105,7 @@ def make_plan(
             longest_s=profile.restart.longest,
             stable_s=profile.restart.stable,
             give_up_after=profile.restart.give_up_after,
+            silence_s=profile.restart.silence,
         ),
         drain_s=profile.drain,
         warnings=_warnings(profile, hardware, placed),

@@ -70,7 +70,13 @@ class WorkerMemory:
 
 
 def context_length(worker: Placed) -> int:
-    return worker.model.context_length or worker.facts.context_length
+    """A context beyond the model's is refused for itself; what else stands against a plan is reckoned with
+    the model's own, so that no advice names one it can't have. The mock engine only borrows the model.
+    """
+    asked, limit = worker.model.context_length, worker.facts.context_length
+    if asked is None:
+        return limit
+    return asked if worker.model.engine == "mock" else min(asked, limit)
 
 
 def worker_memory(worker: Placed, kv_per_worker: int | None) -> WorkerMemory:

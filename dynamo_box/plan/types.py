@@ -21,7 +21,8 @@ class ByteItem(msgspec.Struct, frozen=True):
 class RestartPolicy(msgspec.Struct, frozen=True):
     """Back-off starts at `first_s`, grows by `factor` up to `longest_s`, and starts over after `stable_s` of ready.
 
-    After `give_up_after` failures in a row the process is FATAL.
+    After `give_up_after` failures in a row the process is FATAL. A ready process that gives no sign of life for
+    `silence_s` is frozen: it is killed, which counts as a failure.
     """
 
     first_s: float = 0.5
@@ -29,6 +30,7 @@ class RestartPolicy(msgspec.Struct, frozen=True):
     longest_s: float = 30.0
     stable_s: float = 60.0
     give_up_after: int = 5
+    silence_s: float = 20.0
 
 
 class ProcessPlan(msgspec.Struct, frozen=True):

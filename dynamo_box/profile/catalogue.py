@@ -156,6 +156,8 @@ CATALOGUE: Mapping[str, ModelFacts] = {facts.name: facts for facts in _MODELS}
 
 def _path_source(origin: str) -> str:
     """How the store names a source that is a path, however the path is written."""
+    if "\0" in origin:
+        return origin  # no path can be that
     return "path:" + os.path.realpath(os.path.expanduser(origin.removeprefix("path:")))
 
 

@@ -23,8 +23,9 @@ from dynamo_box.profile.directories import (
     user_directory,
 )
 from dynamo_box.profile.interpolate import interpolate
-from dynamo_box.profile.problems import nearest, validate
+from dynamo_box.profile.problems import validate
 from dynamo_box.profile.schema import Profile
+from dynamo_box.profile.wording import escaped, nearest
 from dynamo_box.profile.yaml_tree import (
     MAX_BYTES,
     Leaf,
@@ -114,16 +115,18 @@ def _find(reference: str, environ: Environ[str, str], beside: Path | None = None
     if "/" in reference or reference.endswith(SUFFIXES):
         path = (beside or Path.cwd()) / Path(reference).expanduser()
         if path.is_dir():
-            raise ProfileError(f"{reference} is a directory, not a profile")
+            raise ProfileError(f"{escaped(reference)} is a directory, not a profile")
         if not path.exists():
-            raise ProfileError(f"no profile at {reference}", remedy="see `dynbox profile list` for those with a name")
+            raise ProfileError(
+                f"no profile at {escaped(reference)}", remedy="see `dynbox profile list` for those with a name"
+            )
         return path
     for directory in (user_directory(environ), shipped_directory()):
         for suffix in SUFFIXES:
             path = directory / f"{reference}{suffix}"
             if path.is_file():
                 return path
-    raise ProfileError(f'no profile "{reference}"; {nearest(reference, profile_names(environ))}')
+    raise ProfileError(f'no profile "{escaped(reference)}"; {nearest(reference, profile_names(environ))}')
 
 
 def _resolved(path: Path, environ: Environ[str, str]) -> Mapping:
@@ -244,7 +247,7 @@ def _finish(tree: Mapping, reference: str, environ: Environ[str, str]) -> Profil
 
 def _refusal(file: str, problems: list[Problem] | tuple[Problem, ...]) -> ProfileError:
     count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return ProfileError(f"{file} has {count}", details=tuple(map(str, problems)))
+    return ProfileError(f"{escaped(file)} has {count}", details=tuple(map(str, problems)))
 
 
 def _listed(path: Path, shipped: bool, environ: Environ[str, str]) -> ListedProfile:

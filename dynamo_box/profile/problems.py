@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
-from collections.abc import Iterable
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dynamo_box.profile.schema import Impossible, Location, Profile
+from dynamo_box.profile.wording import nearest, shown
 from dynamo_box.profile.yaml_tree import Mapping, Place, Problem, Sequence, Tree, plain_data
 
 
@@ -56,13 +55,6 @@ def key_place(tree: Tree, location: Location) -> Place:
     if isinstance(parent, Mapping) and location[-1] in parent.keys:
         return parent.keys[str(location[-1])]
     return parent.place
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`did you mean …?`, or what there is to choose from."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f'did you mean "{close[0]}"?' if close else f"known are {', '.join(known)}"
 
 
 def _follows(detail: ErrorDetails, errors: list[ErrorDetails], unknown: list[Location]) -> bool:
@@ -118,7 +110,8 @@ def _problems(tree: Tree, detail: ErrorDetails) -> list[Problem]:
     context = detail.get("ctx", {})
     cause = context.get("error")
     if isinstance(cause, Impossible):
-        return [Problem(value_place(tree, (*location, *within)), text) for within, text in cause.problems]
+        unknown = [Problem(key_place(tree, (*location, *within)), text) for within, text in cause.unknown]
+        return unknown + [Problem(value_place(tree, (*location, *within)), text) for within, text in cause.problems]
     if detail["type"] == "missing":
         return [Problem(value_place(tree, location), f'"{location[-1]}" is missing')]
     key = next((str(step) for step in reversed(location) if isinstance(step, str)), "the profile")
@@ -146,7 +139,7 @@ _LIMITS = {
 
 def _complaint(detail: ErrorDetails, context: dict[str, typing.Any]) -> str:
     kind = detail["type"]
-    given = _shown(detail["input"])
+    given = shown(detail["input"])
     if kind in _MUST_BE:
         return f"must be {_MUST_BE[kind]}, not {given}"
     if kind in _LIMITS:
@@ -161,15 +154,3 @@ def _complaint(detail: ErrorDetails, context: dict[str, typing.Any]) -> str:
     if kind == "value_error":
         return str(context["error"])
     return f"{detail['msg'][0].lower()}{detail['msg'][1:]}"
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "empty"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return f'"{value}"' if len(value) <= 60 else f'"{value[:57]}…"'
-    if isinstance(value, dict):
-        return "a mapping"
-    return "a list" if isinstance(value, tuple) else str(value)

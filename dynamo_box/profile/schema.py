@@ -14,10 +14,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
+from dynamo_box.profile.engine_options import NATIVE_BATCH_TOKENS, unknown_options, wrong_options
 from dynamo_box.profile.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
 
 EngineName = Literal["native", "mock", "vllm", "sglang", "trtllm"]
@@ -28,11 +31,14 @@ Location = tuple[str | int, ...]
 
 
 class Impossible(ValueError):
-    """Problems of one mapping, each with its location relative to it."""
+    """Problems of one mapping, each with its location relative to it; `unknown` are those of keys that it
+    can't have.
+    """
 
-    def __init__(self, *problems: tuple[Location, str]) -> None:
-        super().__init__("; ".join(text for _, text in problems))
+    def __init__(self, *problems: tuple[Location, str], unknown: tuple[tuple[Location, str], ...] = ()) -> None:
+        super().__init__("; ".join(text for _, text in (*unknown, *problems)))
         self.problems = problems
+        self.unknown = unknown
 
 
 _SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]}
@@ -168,6 +174,17 @@ class ServedModel(Section):
         """What to pull: the source, or the name where there is none."""
         return self.source or self.name
 
+    @field_validator("options")
+    @classmethod
+    def _accepted(cls, options: dict[str, OptionValue], info: ValidationInfo) -> dict[str, OptionValue]:
+        """A validator of the field, so that it speaks up even if other fields of the model are wrong."""
+        engine = info.data.get("engine", "")  # not there if it is wrong itself
+        unknown = tuple(((key,), text) for key, text in unknown_options(engine, options).items())
+        wrong = [((key,), text) for key, text in wrong_options(engine, options).items()]
+        if unknown or wrong:
+            raise Impossible(*wrong, unknown=unknown)
+        return options
+
     @model_validator(mode="after")
     def _possible(self) -> ServedModel:
         problems: list[tuple[Location, str]] = []
@@ -177,6 +194,11 @@ class ServedModel(Section):
                 problems.append((at, f"the {self.engine} engine needs GPUs; native and mock run on the cpu"))
             if self.engine == "native" and workers.tensor_parallel > 1:
                 problems.append((("workers", role, "tensor_parallel"), "the native engine has no tensor parallelism"))
+        step = self.options.get("max_batch_tokens", NATIVE_BATCH_TOKENS)
+        if self.engine == "native" and step < self.max_batch:
+            text = f"max_batch_tokens {step} is below max_batch {self.max_batch}: each sequence takes a token a step"
+            given = "max_batch_tokens" in self.options
+            problems.append((("options", "max_batch_tokens") if given else ("max_batch",), text))
         if self.context_length is not None and self.context_length < self.block_size:
             text = f"a context of {self.context_length} tokens is shorter than a block of {self.block_size}"
             problems.append((("context_length",), text))
@@ -244,6 +266,9 @@ class Restart(Section):
     longest: Duration = Field(default=30.0, gt=0, description="What it grows to.")
     stable: Duration = Field(default=60.0, gt=0, description="So long ready, and the wait starts over.")
     give_up_after: int = Field(default=5, ge=1, le=1000, description="Failures in a row.")
+    silence: Duration = Field(
+        default=20.0, ge=5, description="A ready process without a sign of life for so long is frozen, and killed."
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Restart:

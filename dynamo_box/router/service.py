@@ -23,6 +23,7 @@ from dynamo_box.router.slices import Slices
 from dynamo_box.router.workers import Workers
 
 TICK_S = 0.25
+TELL_AT_LEAST_EVERY_S = 2.0
 
 Tell = Callable[[status.ChildMessage], None]
 
@@ -46,6 +47,7 @@ class Router:
         self._frontends = Frontends(self._placement, self._slices, self._on_release)
         self._drained = asyncio.Event()
         self._told: RouterFigures | None = None
+        self._told_at = 0.0
         self._ticker: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
@@ -93,7 +95,9 @@ class Router:
         self._workers.close()
 
     def _tick(self) -> None:
-        """Four times a second: expire leases, report figures that changed."""
+        """Four times a second: expire leases, report figures that changed; without a change every two seconds, since
+        reports are this process's sign of life.
+        """
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         expired = self._placement.expire()
         if expired:
@@ -101,8 +105,9 @@ class Router:
             self._slices.add(self._placement.leases.settle_one)
             self._on_release()
         figures = self._placement.figures()
-        if figures != self._told:
-            self._told = figures
+        now = self._loop.time()
+        if figures != self._told or now >= self._told_at + TELL_AT_LEAST_EVERY_S:
+            self._told, self._told_at = figures, now
             self._tell(status.Report(figures))
 
     def _on_release(self) -> None:

@@ -214,12 +214,13 @@ class Box:
         return answer.text
 
     def tick(self) -> None:
-        """Once a second: sample memory, and end what was adopted."""
+        """Once a second: look for signs of life, sample memory, and end what was adopted."""
         changed = False
         for child in self.children.values():
             sample = resident_bytes(child.pid) if child.pid is not None else None
             changed = changed or sample != child.resident_bytes
             child.resident_bytes = sample
+            child.check_sign_of_life()
         self._end_adopted()
         if changed:
             self._notify()

@@ -87,6 +87,8 @@ class Child:
         self._ready_at: float | None = None
         self._said: status.Failed | None = None
         self._broken = ""
+        self._heard_at: float | None = None
+        self._suspected = False
         self.started = asyncio.Event()
         self._stop_wanted = asyncio.Event()
         self._ready = asyncio.Event()
@@ -266,6 +268,7 @@ class Child:
         self._ready_at = None
         self._said = None
         self._broken = ""
+        self._heard_at, self._suspected = None, False
         self._linger = None
         self.phase, self.progress, self.figures, self.info = "", None, None, {}
         self.life_began = self._loop.time()
@@ -312,6 +315,7 @@ class Child:
                     self._ready.set()
                     self._emit("info", "ready")
             case status.Report():
+                self._heard_at, self._suspected = self._loop.time(), False
                 self.figures = message.figures
                 self._changed(self)
             case status.Note():
@@ -348,6 +352,25 @@ class Child:
         life = self._life
         if life is not None and self._linger is None and not self._stop_wanted.is_set():
             self._linger = self._loop.call_later(seconds, life.terminate, STOP_GRACE_S)
+
+    def check_sign_of_life(self) -> None:
+        """Kill a ready child that has stopped reporting: it is frozen, and holds the requests that it was given.
+
+        Children report every two seconds at least. Two checks must find it silent, so that reports which wait in the
+        socket while this process itself was stopped are read first.
+        """
+        life = self._life
+        if life is None or self._heard_at is None or self.state is not State.READY or self._broken:
+            return
+        silent_s = self._loop.time() - self._heard_at
+        if silent_s < self._policy.silence_s:
+            return
+        if not self._suspected:
+            self._suspected = True
+            return
+        self._broken = f"frozen: no sign of life for {silent_s:.0f} s"
+        self._gone()
+        life.terminate(0.0)
 
     def _on_program_end(self) -> None:
         self._gone()

@@ -80,6 +80,8 @@ def carry_out(launched: Launched) -> int:
             )
         own_log = _detach(OwnLog(logs / f"{SUPERVISOR}.log")) if launched.link is not None else None
         control_socket = listen_unix(run_dir.control_socket)
+        run_dir.plan.touch(mode=0o600)
+        run_dir.plan.chmod(0o600)  # one that was there may be anybody's to read
         run_dir.plan.write_bytes(msgspec.json.encode(launched.plan))
     except BoxError as error:
         return _refuse(launched, error)

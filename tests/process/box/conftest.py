@@ -16,7 +16,7 @@ model:
   block_size: 16
   workers: 2
   options: {{decode_ms: 2, prefill_tokens_per_s: 100000, kv_blocks: 1024}}
-restart: {{first: 50ms, longest: 200ms, give_up_after: 1000}}
+restart: {{first: 50ms, longest: 200ms, give_up_after: 1000, silence: 5s}}
 """
 
 

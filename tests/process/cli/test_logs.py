@@ -113,9 +113,16 @@ def test_bare_text_keeps_its_place(files: LogFiles, dynbox: Dynbox) -> None:
 
 
 def test_without_logs_or_with_a_wrong_name_it_says_so(files: LogFiles, dynbox: Dynbox) -> None:
-    assert "no box has logged" in dynbox("logs", code=1).stderr
+    assert "no box has logged" in dynbox("logs", code=3).stderr
     files.add("router", 1)
     assert "did you mean router" in dynbox("logs", "roter", code=3).stderr
+
+
+def test_wrong_arguments_are_wrong_before_any_box_has_logged(dynbox: Dynbox, box_env: Any) -> None:
+    assert "--since 'yesterday'" in dynbox("logs", "--since", "yesterday", code=2).stderr
+    assert "--level 'x'" in dynbox("logs", "--level", "x", code=2).stderr
+    assert "dynbox up" in dynbox("logs", code=3).stderr
+    assert "there are no processes that have logged yet" in dynbox("logs", "nope", code=3).stderr
 
 
 def test_a_large_log_is_read_from_its_end(files: LogFiles, dynbox: Dynbox) -> None:

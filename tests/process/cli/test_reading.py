@@ -78,13 +78,16 @@ def test_a_supervisor_that_hangs_up_is_an_error(supervisor: Any, dynbox: Dynbox)
         (("completion", "tcsh"), "bash"),
         (("logs", "--level", "warn"), "warning"),
         (("up", "--log-level", "loud"), "info"),
+        (("up", "--timeout", "nan"), "nan is not a number of seconds"),
+        (("up", "--timeout", "inf"), "inf is not a number of seconds"),
+        (("up", "--timeout=-1"), "-1 is not a number of seconds"),
+        (("down", "--drain", "nan"), "nan is not a number of seconds"),
+        (("profile", "validate", "/dev/null"), "not a file"),
     ],
 )
 def test_a_wrong_word_is_exit_2_with_the_nearest_right_one(
     dynbox: Dynbox, box_env: Any, arguments: tuple[str, ...], suggestion: str
 ) -> None:
-    if arguments[0] == "logs":
-        _log(box_env, "router")
     done = dynbox(*arguments, code=2)
     assert suggestion in done.stderr
     assert "Traceback" not in done.stderr
@@ -135,11 +138,3 @@ def test_a_defect_is_one_line_and_a_file(supervisor: Any, dynbox: Dynbox, box_en
     assert "ZeroDivisionError" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in (box_env.home / "state" / "last-crash.txt").read_text()
-
-
-def _log(box_env: Any, process: str) -> None:
-    from dynamo_box.paths import home, logs_dir, run_dir
-
-    directory = logs_dir(run_dir(), home())
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / f"{process}.log").write_text("")

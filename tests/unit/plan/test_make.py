@@ -168,11 +168,20 @@ simulate: {devices: [{count: 3, memory: 8GiB}]}
 
 
 def test_llama70b_disagg_says_what_is_missing() -> None:
-    (reason,) = refusal("llama70b-disagg")
-    assert reason == (
+    assert refusal("llama70b-disagg") == (
         "needs 8 GPUs (llama-3.3-70b-instruct.prefill 4, llama-3.3-70b-instruct.decode 4), this machine has none: "
-        "8 missing; each needs at least 77.6 GiB of memory"
+        "8 missing; each needs at least 77.6 GiB of memory",
+        "llama-3.3-70b-instruct: the trtllm engine is not built yet",
+        "llama-3.3-70b-instruct.prefill: prefill workers are not built yet; use aggregated ones",
+        "llama-3.3-70b-instruct.decode: decode workers are not built yet; use aggregated ones",
     )
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_an_engine_that_is_not_built_is_named_beside_the_gpu_it_lacks(engine: str) -> None:
+    missing, not_built = refusal(f"model: {{name: smollm2, engine: {engine}}}")
+    assert missing.startswith("needs 1 GPU (smollm2.aggregated 1), this machine has none: 1 missing")
+    assert not_built == f"smollm2: the {engine} engine is not built yet"
 
 
 def test_llama70b_disagg_on_enough_gpus_says_what_is_not_built() -> None:
@@ -187,7 +196,7 @@ def test_llama70b_disagg_on_enough_gpus_says_what_is_not_built() -> None:
 def test_llama70b_disagg_on_small_gpus_says_how_much_too_small() -> None:
     gpus = simulate((SimulatedGpus("L40S", 8, 48 * GIB),), cpu()).gpus
     reasons = refusal("llama70b-disagg", Hardware(cpu=cpu(gib=256), gpus=gpus))
-    assert len(reasons) == 8
+    assert len(reasons) == 8 + 3  # and what is not built
     assert reasons[0] == (
         "GPU 0 (SIM-00): needs 73.7 GiB (weights 65.7 GiB + KV 5.00 GiB + overhead 3.00 GiB), may use 45.6 GiB: "
         "28.1 GiB missing"
@@ -216,6 +225,19 @@ def test_kv_below_one_context_names_both_ways_out() -> None:
         "smollm2.aggregated.0: 64.0 MiB of KV hold 1456 tokens, a context has 8192: 296 MiB missing; "
         "raise kv_memory to 360 MiB, or set context_length: 1456"
     )
+
+
+def test_advice_never_names_a_context_beyond_the_models() -> None:
+    refused, missing = refusal("model: {name: smollm2, context_length: 99999999, kv_memory: 1TiB}")
+    assert refused == "smollm2: context_length 99999999 is beyond the model's 8192: 99991807 tokens too many"
+    assert missing.startswith("cpu: needs 1.00 TiB ") and "context_length" not in missing
+    _, missing = refusal("model: {name: smollm2, context_length: 99999999, kv_memory: 64MiB}")
+    assert missing.endswith("raise kv_memory to 360 MiB, or set context_length: 1456")
+
+
+def test_a_source_is_echoed_on_one_line() -> None:
+    (reason,) = refusal('model: {name: x, source: "hf:a/b\\n\\e[31m"}')
+    assert reason == r"nothing is known of hf:a/b\n\x1b[31m yet: run `dynbox pull hf:a/b\n\x1b[31m` first"
 
 
 @pytest.mark.parametrize(

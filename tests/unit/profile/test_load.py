@@ -97,7 +97,7 @@ def test_sizes_and_durations() -> None:
 def test_extends_merges_mappings_and_replaces_the_rest(here: Path) -> None:
     write(
         here / "base.yaml",
-        "name: base\nmodel: {name: a, options: {x: 1, y: 2}}\nrouter: {mode: random, seed: 1}\n",
+        "name: base\nmodel: {name: a, engine: vllm, options: {x: 1, y: 2}}\nrouter: {mode: random, seed: 1}\n",
     )
     write(here / "sub/mine.yaml", "extends: ../base.yaml\nmodel:\n  options: {y: 3}\nrouter: {seed: }\n")
     profile = load_profile("sub/mine.yaml")
@@ -216,6 +216,13 @@ simulate: {devices: [{count: 2}]}
 )  # fmt: skip
 def test_impossible_combinations(text: str, expected: str) -> None:
     assert refused(text) == [expected]
+
+
+def test_control_characters_are_escaped() -> None:
+    (problem,) = refused('model: {name: "a\\nb\\e[31m"}\n')
+    assert r'be "a\nb\x1b[31m": letters' in problem and problem.isprintable()
+    assert refused('model: a\n"x\\ny": 1\n')[0].startswith(r'p.yaml:2:1: unknown key "x\ny"; known are')
+    assert r"a\nb" in refused('extends: "a\\nb"\n')[0]
 
 
 def test_an_unknown_key_does_not_hide_what_stands_beside_it() -> None:
