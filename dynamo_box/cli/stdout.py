@@ -12,7 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from dynamo_box.errors import BoxError
 
@@ -33,12 +33,11 @@ def guard() -> None:
     """Put `Stdout` in the place of `sys.stdout`, also where the shell has closed it (`>&-`)."""
     old: Any = sys.stdout
     if isinstance(old, io.TextIOWrapper) and not isinstance(old, Stdout):
-        options = {"encoding": old.encoding, "errors": old.errors}
-        buffering = {"line_buffering": old.line_buffering, "write_through": old.write_through}
-        sys.stdout = Stdout(old.detach(), **options, **buffering)
+        encoding, errors, by_line, at_once = old.encoding, old.errors, old.line_buffering, old.write_through
+        sys.stdout = Stdout(old.detach(), encoding, errors, line_buffering=by_line, write_through=at_once)
     elif old is None:
         _occupy(STDOUT)
-        sys.stdout = Stdout(_writer(STDOUT), encoding="utf-8")
+        sys.stdout = Stdout(open(STDOUT, "wb", closefd=False), "utf-8")  # noqa: SIM115 - for good
 
 
 def close() -> None:
@@ -71,10 +70,6 @@ def _occupy(descriptor: int) -> None:
     if unwritable != descriptor:
         os.dup2(unwritable, descriptor)
         os.close(unwritable)
-
-
-def _writer(descriptor: int) -> IO[bytes]:
-    return open(descriptor, "wb", closefd=False)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""How few tokens a text can be, without tokenising it: a prompt that is far too long is refused before it costs anything."""
+"""How few tokens a text can be, without tokenising it: a prompt far too long is refused before it costs anything."""
 
 from __future__ import annotations
 

@@ -48,6 +48,21 @@ def test_a_client_that_leaves_while_there_is_no_router_is_let_go(tmp_path: Path,
     scenario(work)
 
 
+def test_a_frozen_router_is_given_up_and_what_it_places_late_is_released(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=0.5) as box:
+            await box.ready()
+            box.router.silent = True
+            answer = await box.post({})
+            assert (answer.status, answer.error["code"]) == (503, "unavailable")
+            assert "the router doesn't answer" in answer.error["message"]
+            box.router.answer_late()
+            assert box.router.leases
+            await box.nothing_left()
+
+    scenario(work)
+
+
 def test_before_the_first_token_a_lost_worker_is_replaced_unseen(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model) as box:

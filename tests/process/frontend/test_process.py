@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import msgspec
-from frontend_peers import FrontendUnderTest, eventually, scenario
+from frontend_peers import Connection, FrontendUnderTest, eventually, scenario
 
 from dynamo_box.protocol import status
 
@@ -35,18 +35,56 @@ def test_a_drain_finishes_what_runs_and_turns_the_rest_away(tmp_path: Path, tiny
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model) as box:
             (worker,) = await box.ready()
+            unasked, idle = await Connection.open(box.port), await Connection.open(box.port)
+            idle.send("GET", "/live")
+            assert (await idle.answer()).status == 200
             running = box.post({"stream": True})
             generate = await worker.generated()
             box.supervisor.send(status.Drain(20.0))
             assert (await box.expect(status.Draining)).in_flight == 1
-            answer = await box.post({})
+            assert await idle.at_end()
+            unasked.send("POST", "/v1/chat/completions", b"{}")
+            answer = await unasked.answer()
             assert (answer.status, answer.error["code"]) == (503, "draining")
+            assert answer.error["message"] == "this frontend is stopping or restarting; try again"
             assert answer.headers["connection"] == "close"
-            assert (await box.get("/health")).status == 503
+            assert await unasked.at_end()
             worker.emit(generate, "to the end", finish="stop")
             assert (await running).events[-1] == "[DONE]"
             assert (await box.expect(status.Draining)).in_flight == 0
             assert await box.exit_status() == 0
+
+    scenario(work)
+
+
+def test_who_connects_after_a_drain_began_is_served_by_the_next_process(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            (worker,) = await box.ready()
+            running = box.post({"stream": True})
+            generate = await worker.generated()
+            box.supervisor.send(status.Drain(20.0))
+            await box.expect(status.Draining)
+            early = box.post({})
+            worker.emit(generate, "old", finish="stop")
+            assert (await running).text() == "old"
+            assert await box.exit_status() == 0
+            assert not early.done()
+            box.supervisor.close()
+            await box.start()
+            worker.emit(await worker.generated(), "new", finish="stop")
+            answer = await early
+            assert (answer.status, answer.json()["choices"][0]["message"]["content"]) == (200, "new")
+
+    scenario(work)
+
+
+def test_an_idle_frontend_reports_all_the_same(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            await box.ready()
+            first = await box.expect(status.Report)
+            await box.expect(status.Report, lambda report: report == first)
 
     scenario(work)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,23 @@ def test_a_body_over_the_cap_is_refused_while_it_is_read(tmp_path: Path, tiny_mo
     scenario(work)
 
 
+def test_a_prompt_far_too_long_is_refused_before_it_is_tokenised(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            await box.ready()
+            text = "a " * 4_000_000
+            with_message = {"messages": [{"role": "user", "content": text}]}
+            for body, path in (({"prompt": text}, COMPLETION), (with_message, CHAT)):
+                answer = await box.post(body, path)
+                assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+                assert "the prompt is at least " in answer.error["message"]
+            peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{box.process.pid}/status").read_text())
+            assert peak is not None
+            assert int(peak[1]) < 400_000  # tokenised, this text takes more than that for itself
+
+    scenario(work)
+
+
 def test_what_is_not_there(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model) as box:
@@ -161,6 +179,8 @@ def test_what_is_not_there(tmp_path: Path, tiny_model: Path) -> None:
             assert (answer.status, answer.error["code"]) == (404, "model_not_found")
             assert "tiny" in answer.error["message"]
             assert (await box.get("/v1/nothing")).error["code"] == "unknown_url"
+            answer = await box.post({}, CHAT + "/")
+            assert (answer.status, answer.error["code"]) == (404, "unknown_url")
             answer = await box.get(CHAT)
             assert (answer.status, answer.headers["allow"]) == (405, "post")
             assert "POST" in answer.error["message"]
@@ -172,10 +192,13 @@ def test_only_this_machine_may_ask(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model) as box:
             await box.ready()
-            for host in ("127.0.0.1", f"localhost:{box.port}", "[::1]:80", "127.9.9.9", "box.localhost"):
+            for host in ("127.0.0.1", f"localhost:{box.port}", "[::1]:80", "127.9.9.9", "box.localhost", "Localhost."):
                 assert (await box.get("/live", {"host": host})).status == 200, host
-            for host in ("example.com", "127.0.0.1.example.com", "localhost.example.com:80", ""):
+            for host in ("example.com", "127.0.0.1.example.com", "localhost.example.com:80", "127.0.0.256", ""):
                 assert (await box.get("/live", {"host": host})).status == 403, host
+            assert (await box.get("http://localhost/live")).status == 200
+            for target in ("http://evil.com/live", "http://evil.com:80/live", "HTTP://127.0.0.1@evil.com/live"):
+                assert (await box.get(target)).status == 403, target
             assert (await box.get("/live", {"origin": "https://example.com"})).status == 403
             assert (await box.get("/live", {"origin": "null"})).status == 403
             assert (await box.get("/live", {"origin": f"http://localhost:{box.port}"})).status == 200

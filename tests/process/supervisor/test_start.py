@@ -162,6 +162,7 @@ def test_a_stale_file_never_blocks_a_start(box: BoxUnderTest, junk: str) -> None
     (box.run_dir.root / junk).write_text('{"pid": 1, "profile": "long gone"}')
     box.up()
     assert not (box.run_dir.instances / "ghost.json").exists()
+    assert box.run_dir.plan.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_worker_gets_its_cores(box: BoxUnderTest) -> None:
