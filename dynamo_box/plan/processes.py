@@ -70,7 +70,6 @@ def frontend_process(
             max_queue=settings.max_queue,
             max_body_bytes=settings.max_body,
             discovery_timeout_s=settings.discovery_timeout,
-            migration_limit=settings.migration_limit,
         ),
         start_deadline_s=FRONTEND_DEADLINE_S,
         memory=(host_item("overhead", FRONTEND_BYTES, "Python, HTTP and tokenizers"),),

@@ -227,7 +227,6 @@ class FrontendSettings(Section):
     )
     max_body: PositiveSize = Field(default=8 * 1024 * 1024, description="Largest request body.")
     discovery_timeout: Duration = Field(default=10.0, description="Longest wait for a router or a worker to appear.")
-    migration_limit: int = Field(default=0, ge=0, le=100, description="How often a request may move to another worker.")
 
 
 class Tiers(Section):

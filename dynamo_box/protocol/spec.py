@@ -62,7 +62,6 @@ class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
     max_queue: int = 1024
     max_body_bytes: int = 8 * 1024 * 1024
     discovery_timeout_s: float = 10.0
-    migration_limit: int = 0
     stall_limit_s: float = 120.0
 
 
