@@ -99,7 +99,7 @@ def test_load_is_told_when_it_changes_and_not_faster_than_every_50_ms(tmp_path: 
             assert message is not None
             index.feed(message)
         assert max(load.running for load in index.loads) == 4
-        assert max(load.waiting for load in index.loads) == 4
+        assert any((load.running, load.waiting) == (4, 4) for load in index.loads), "the batch full, the rest waiting"
         assert all(first != second for first, second in zip(index.loads[1:], index.loads[2:], strict=False))
         assert len(index.loads) <= 2 + 20 * 5, "some 0.8 s of work, and room for a slow machine"
         assert index.loads[-1] == Load(0, 0, 0, 1000)
