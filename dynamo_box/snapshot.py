@@ -23,13 +23,16 @@ class BoxInfo(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """`state` is starting, ready or unavailable."""
+    """`state` is starting, ready or unavailable. `idle_s` is the time since its last request ended: 0 while one runs,
+    None if there has been none.
+    """
 
     name: str
     state: str
     path: str = ""
     workers_ready: int = 0
     workers_total: int = 0
+    idle_s: float | None = None
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -59,15 +62,47 @@ class ProcessInfo(msgspec.Struct, frozen=True):
     figures: Figures | None = None
 
 
+class DeviceFigures(msgspec.Struct, frozen=True):
+    """What a device says of itself, read once a second; None (or nothing in a tuple) is what it doesn't say.
+
+    `used_bytes` is all memory in use on it, `box_bytes` the part that this box's processes hold and `other_bytes` the
+    part that other processes do, by the driver's or the kernel's own count; what is in use beyond both is unattributed.
+    `utilisation` is a share (0 to 1) of the last second. `throttled` and `errors` are words for people, such as
+    "power cap" and "2 uncorrected ECC".
+    """
+
+    used_bytes: int | None = None
+    box_bytes: int | None = None
+    other_bytes: int | None = None
+    utilisation: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: float | None = None
+    throttled: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+
+
 class DeviceInfo(msgspec.Struct, frozen=True):
-    """Planned bytes by purpose; a device's live figures come with its driver, None where they can't be read."""
+    """Planned bytes by purpose, and what the device says now; `figures` is None for one that has no driver."""
 
     id: str
     name: str
     kind: str
     memory_bytes: int | None
     planned_bytes: dict[str, int] = {}
-    used_bytes: int | None = None
+    figures: DeviceFigures | None = None
+
+
+class DiskInfo(msgspec.Struct, frozen=True):
+    """A file system that the box writes to. `purpose` says what of ours lies there, such as "models, logs"; `box_bytes`
+    is how much that is.
+    """
+
+    path: str
+    purpose: str
+    total_bytes: int
+    free_bytes: int
+    box_bytes: int | None = None
 
 
 class EventInfo(msgspec.Struct, frozen=True):
@@ -81,7 +116,9 @@ class EventInfo(msgspec.Struct, frozen=True):
 
 
 class BoxSnapshot(msgspec.Struct, frozen=True):
-    """`events` are the most recent, oldest first (at most 200)."""
+    """`events` are the most recent, oldest first (at most 200). `host` is the machine's own memory and cores, whether or
+    not a worker runs on the device `cpu`; `at` is Unix time.
+    """
 
     box: BoxInfo
     models: tuple[ModelInfo, ...]
@@ -89,3 +126,6 @@ class BoxSnapshot(msgspec.Struct, frozen=True):
     devices: tuple[DeviceInfo, ...] = ()
     events: tuple[EventInfo, ...] = ()
     at: float = 0.0
+    host: DeviceFigures | None = None
+    host_memory_bytes: int | None = None
+    disks: tuple[DiskInfo, ...] = ()

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from dynamo_box import wording
 from dynamo_box.cli import complete, output, stderr, terminal
 from dynamo_box.cli.names import did_you_mean
 from dynamo_box.cli.openai_stream import Answer, stream_chat
@@ -161,12 +162,12 @@ def _turn(conversation: Conversation, model: str, message: str, *, as_json: bool
     else:
         output.text("")
         sys.stdout.flush()
-        stderr.say(terminal.style(terminal.printable(footer(answer, cut_short=cut_short)), "dim", sys.stderr))
+        stderr.say(terminal.style(wording.printable(footer(answer, cut_short=cut_short)), "dim", sys.stderr))
     return cut_short
 
 
 def _show(piece: str) -> None:
-    sys.stdout.write(terminal.printable(piece) if sys.stdout.isatty() else piece)
+    sys.stdout.write(wording.printable(piece) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
 
 

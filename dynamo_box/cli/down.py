@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from dynamo_box.cli import complete, output, render, stderr
+from dynamo_box import wording
+from dynamo_box.cli import complete, output, stderr
 from dynamo_box.cli.seconds import seconds
 from dynamo_box.control.client import ControlClient
 from dynamo_box.control.launch import Swept, sweep
@@ -82,7 +83,7 @@ def summary(stopped: Stopped) -> str:
     killed = f", {stopped.killed} of them by KILL" if stopped.killed else ""
     left = "nothing is left running" if not stopped.survivors else f"{len(stopped.survivors)} are left running"
     noun = "process" if stopped.processes == 1 else "processes"
-    return f"stopped {stopped.processes} {noun}{killed}; {render.size(stopped.freed_bytes)} freed; {left}"
+    return f"stopped {stopped.processes} {noun}{killed}; {wording.size(stopped.freed_bytes)} freed; {left}"
 
 
 def _clear_up(swept: Swept, *, as_json: bool) -> ExitCode:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from dynamo_box import wording
 from dynamo_box.cli import complete, output, terminal
 from dynamo_box.cli.names import did_you_mean
 from dynamo_box.control import logs as log_files
@@ -122,10 +123,10 @@ def key_value(entry: log_files.Entry) -> str:
     head = f"{at:%H:%M:%S}.{at.microsecond // 1000:03} {entry.level:<7} {entry.process}"
     fields = entry.fields
     rest = " ".join(f"{key}={_value(value)}" for key, value in fields.items() if key not in _SHOWN_FIRST)
-    line = terminal.printable(f"{head}  {fields.get('event', '')}{'  ' + rest if rest else ''}")
+    line = wording.printable(f"{head}  {fields.get('event', '')}{'  ' + rest if rest else ''}")
     line = line.replace("\n", "\\n")
     trace = fields.get("exception")
-    return f"{line}\n{terminal.printable(str(trace))}" if trace else line
+    return f"{line}\n{wording.printable(str(trace))}" if trace else line
 
 
 def _value(value: object) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dynamo_box import wording
 from dynamo_box.cli import complete, output, render, stderr
 from dynamo_box.cli.names import did_you_mean
 from dynamo_box.errors import BoxError, ExitCode, NotRunning, UsageError
@@ -50,7 +51,7 @@ def remove(
     if as_json:
         output.json({"name": name, "freed_bytes": freed})
     else:
-        output.text(f"removed {name}: {render.size(freed)} freed")
+        output.text(f"removed {name}: {wording.size(freed)} freed")
     return ExitCode.OK
 
 
@@ -80,7 +81,7 @@ def _list(*, as_json: bool) -> None:
                     entry.name,
                     facts.architecture,
                     facts.dtype,
-                    render.size(facts.weights_bytes),
+                    wording.size(facts.weights_bytes),
                     str(facts.context_length),
                     entry.source,
                 )

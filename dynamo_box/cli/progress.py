@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from dynamo_box import wording
 from dynamo_box.cli import output, render, stderr, terminal
 from dynamo_box.snapshot import BoxSnapshot, EventInfo
 
@@ -62,10 +63,10 @@ def line(row: Row, name_width: int, *, with_bar: bool) -> str:
     parts = [row.name.ljust(name_width), f"{row.state:<8}", row.phase]
     if with_bar and row.done is not None and row.total:
         parts.append(render.bar(row.done, row.total, _BAR_COLUMNS))
-    parts.append(render.amount(row.done, row.total, row.unit))
+    parts.append(wording.amount(row.done, row.total, row.unit))
     if row.state in ("backoff", "fatal") and row.cause:
         parts.append(f"({row.cause})")
-    return terminal.printable("  ".join(part for part in parts if part)).rstrip()
+    return wording.printable("  ".join(part for part in parts if part)).rstrip()
 
 
 class Display(Protocol):
@@ -154,7 +155,7 @@ def make_display(*, as_json: bool) -> Display:
 
 
 def event_line(event: EventInfo) -> str:
-    return terminal.printable(f"{event.level}: {event.process + ': ' if event.process else ''}{event.text}")
+    return wording.printable(f"{event.level}: {event.process + ': ' if event.process else ''}{event.text}")
 
 
 class BoxProgress:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dynamo_box import wording
 from dynamo_box.cli import complete, output, render, terminal
 from dynamo_box.control.client import ControlClient
 from dynamo_box.errors import ExitCode, NotRunning
@@ -58,10 +59,10 @@ def show(snapshot: BoxSnapshot) -> None:
     box = snapshot.box
     output.text(
         f"box {_coloured(box.state)}  profile {box.profile}  {box.endpoint}  "
-        f"pid {box.pid}  up {render.duration(box.uptime_s)}"
+        f"pid {box.pid}  up {wording.duration(box.uptime_s)}"
     )
     if box.cause:
-        output.text(f"  {terminal.printable(box.cause)}")
+        output.text(f"  {wording.printable(box.cause)}")
     for model in snapshot.models:
         workers = f"{model.workers_ready} of {model.workers_total} workers" if model.workers_total else ""
         output.text(f"model {model.name}  {_coloured(model.state)}  {workers}".rstrip())
@@ -69,7 +70,7 @@ def show(snapshot: BoxSnapshot) -> None:
     output.table(process_table(snapshot.processes))
     for process in snapshot.processes:
         if process.cause and process.state != "ready":
-            output.text(f"{process.name}: {terminal.printable(process.cause)}")
+            output.text(f"{process.name}: {wording.printable(process.cause)}")
 
 
 def process_table(processes: tuple[ProcessInfo, ...]) -> str:
@@ -85,7 +86,7 @@ def process_table(processes: tuple[ProcessInfo, ...]) -> str:
             str(process.pid or "-"),
             str(process.restarts),
             process.device or "-",
-            render.size(process.rss_bytes),
+            wording.size(process.rss_bytes),
         )
         for process in processes
     ]
@@ -95,7 +96,7 @@ def process_table(processes: tuple[ProcessInfo, ...]) -> str:
 def _phase(process: ProcessInfo) -> str:
     if process.progress is None:
         return process.phase or "-"
-    extent = render.amount(process.progress.done, process.progress.total, process.progress.unit)
+    extent = wording.amount(process.progress.done, process.progress.total, process.progress.unit)
     return f"{process.phase} {extent}".strip() or "-"
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dynamo_box.cli import complete, output, render, stderr
+from dynamo_box import wording
+from dynamo_box.cli import complete, output, stderr
 from dynamo_box.cli.progress import make_display, pull_progress
 from dynamo_box.errors import ExitCode
 from dynamo_box.paths import home
@@ -40,6 +41,6 @@ def pull(
     if as_json:
         output.json_line({"event": "pulled", "name": model.name, "path": str(model.path), "bytes": model.bytes})
     else:
-        stderr.say(f"{model.name} is in the store: {render.size(model.bytes)}, {model.facts.architecture}")
+        stderr.say(f"{model.name} is in the store: {wording.size(model.bytes)}, {model.facts.architecture}")
         output.text(str(model.path))
     return ExitCode.OK

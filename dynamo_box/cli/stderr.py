@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from dynamo_box.cli.terminal import printable, style
+from dynamo_box.cli.terminal import style
 from dynamo_box.errors import BoxError, ExitCode
+from dynamo_box.wording import printable
 
 DEBUG_VARIABLE = "DYNBOX_DEBUG"
 

@@ -1,4 +1,4 @@
-"""Terminals: what they may be sent, in which colours, and how wide they are."""
+"""Terminals: which colours they show, and how wide they are."""
 
 from __future__ import annotations
 
@@ -7,22 +7,6 @@ import shutil
 from typing import TextIO
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
-_KEPT = frozenset("\n\t\u200c\u200d")
-"""Not printable by Unicode's book, but needed: the joiners are part of Persian, Indic scripts and emoji."""
-
-
-def printable(text: str) -> str:
-    """`text` without power over a terminal: control characters but newline and tab appear as `\\x1b` and the like.
-
-    Models, clients and libraries write what comes back here; none of it may move the cursor or retitle a window.
-    Bidirectional overrides, which make a line read as another, go the same way.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or character in _KEPT else character.encode("unicode_escape").decode()
-        for character in text
-    )
 
 
 def has_colour(stream: TextIO) -> bool:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from dynamo_box.cli import complete, output, render, stderr, terminal
+from dynamo_box import wording
+from dynamo_box.cli import complete, output, stderr
 from dynamo_box.cli.planning import Planning, is_known, pull_all
 from dynamo_box.cli.port import require_free
 from dynamo_box.cli.progress import BoxProgress, Display, make_display
@@ -129,7 +130,7 @@ def show_plan(plan: Plan, *, as_json: bool) -> None:
     if as_json:
         output.json(plan_json(plan))
     else:
-        output.table(terminal.printable(plan_text(plan)).rstrip())
+        output.table(wording.printable(plan_text(plan)).rstrip())
 
 
 def _start(
@@ -173,7 +174,7 @@ def announce(snapshot: BoxSnapshot, *, already: bool, as_json: bool) -> None:
         output.json_line({"event": "ready", "already": already, "box": box, "models": snapshot.models})
         return
     if already:
-        uptime = render.duration(box.uptime_s)
+        uptime = wording.duration(box.uptime_s)
         stderr.say(f"profile {box.profile} is already up, for {uptime} (supervisor pid {box.pid})")
         if box.state == "degraded":
             stderr.warn(f"the box is degraded: {box.cause}")

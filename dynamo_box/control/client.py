@@ -104,6 +104,10 @@ class ControlClient:
         """Drain and restart one process; returns the supervisor's words once it is ready again."""
         return self._done(control.Restart(self._next_id(), process, drain_s), timeout_s)
 
+    def drain(self, process: str, drain_s: float, timeout_s: float) -> str:
+        """Let one worker finish and stop it; returns the supervisor's words once nothing of it is left."""
+        return self._done(control.Drain(self._next_id(), process, drain_s), timeout_s)
+
     def set_option(self, process: str, key: str, value: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str:
         """Change a setting of a live process (router `mode`, mock `fault`)."""
         return self._done(control.SetOption(self._next_id(), process, key, value), timeout_s)

@@ -35,6 +35,16 @@ class Restart(msgspec.Struct, frozen=True, tag="restart"):
     drain_s: float = 30.0
 
 
+class Drain(msgspec.Struct, frozen=True, tag="drain"):
+    """Let one worker finish what it runs, until `drain_s`, and stop it; it stays stopped until it is restarted. Answered
+    when nothing of it is left.
+    """
+
+    id: int
+    process: str
+    drain_s: float = 30.0
+
+
 class SetOption(msgspec.Struct, frozen=True, tag="set"):
     """Pass a setting to a live child (router `mode`, mock `fault`)."""
 
@@ -59,7 +69,7 @@ class Launch(msgspec.Struct, frozen=True, tag="launch"):
     plan: msgspec.Raw
 
 
-ControlRequest = GetSnapshot | Watch | Down | Restart | SetOption | CancelRequest | Launch
+ControlRequest = GetSnapshot | Watch | Down | Restart | Drain | SetOption | CancelRequest | Launch
 
 
 class SnapshotReply(msgspec.Struct, frozen=True, tag="snapshot"):

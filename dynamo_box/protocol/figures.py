@@ -80,10 +80,20 @@ class RequestFigures(msgspec.Struct, frozen=True):
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    priority: int = 0
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """What clients saw: time to the first token, and between tokens."""
+
+    ttft: Quantiles = Quantiles()
+    itl: Quantiles = Quantiles()
 
 
 class FrontendFigures(msgspec.Struct, frozen=True, tag="frontend"):
-    """`live` holds at most the 256 oldest live requests; `active` counts them all."""
+    """`live` holds at most the 256 oldest live requests; `active` counts them all. `by_worker` is the latency of recent
+    requests by the worker that served them; `last_ended` is Unix time by model.
+    """
 
     models: tuple[str, ...] = ()
     active: int = 0
@@ -95,6 +105,8 @@ class FrontendFigures(msgspec.Struct, frozen=True, tag="frontend"):
     ttft: Quantiles = Quantiles()
     itl: Quantiles = Quantiles()
     live: tuple[RequestFigures, ...] = ()
+    by_worker: dict[str, Latency] = {}
+    last_ended: dict[str, float] = {}
 
 
 Figures = WorkerFigures | RouterFigures | FrontendFigures

@@ -98,9 +98,7 @@ def test_greedy_is_what_transformers_generates(
         async with RunningEngine(worker_spec(smollm2_path, kv_bytes=600 * MIB)) as engine:
             together = await engine.generate_all(prompts, isolation=cold("batch"), **settings)
             again = await engine.generate_all(prompts, isolation=cold("batch"), **settings)
-            alone = [
-                await engine.generate(prompts[number], isolation=cold(str(number)), **settings) for number in lone
-            ]
+            alone = [await engine.generate(prompts[number], isolation=cold(str(number)), **settings) for number in lone]
             warm = [
                 await engine.generate(prompts[number], isolation=cold(str(number)), **settings) for number in with_hits
             ]
@@ -113,7 +111,7 @@ def test_greedy_is_what_transformers_generates(
             "alone": excused("alone", [expected[number] for number in lone], alone),
             "alone, hits": excused("alone, hits", [expected[number] for number in with_hits], warm),
         }
-        print(f"excused near ties of {len(prompts)} prompts, {len(lone)} alone, {len(with_hits)} alone with hits: {counts}")
+        print(f"excused near ties of {len(prompts)} prompts ({len(lone)} alone, {len(with_hits)} with hits): {counts}")
 
     asyncio.run(scenario())
 

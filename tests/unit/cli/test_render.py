@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dynamo_box import wording
 from dynamo_box.cli import render, terminal
 from dynamo_box.cli.names import did_you_mean
 
@@ -16,7 +17,7 @@ from dynamo_box.cli.names import did_you_mean
     ],
 )  # fmt: skip
 def test_sizes_have_three_digits_and_a_binary_unit(value: int | None, text: str) -> None:
-    assert render.size(value) == text
+    assert wording.size(value) == text
 
 
 @pytest.mark.parametrize(
@@ -24,14 +25,14 @@ def test_sizes_have_three_digits_and_a_binary_unit(value: int | None, text: str)
     [(None, "-"), (0.9, "0s"), (59.9, "59s"), (75, "1m15s"), (14520, "4h02m"), (183600, "2d03h")],
 )
 def test_durations_have_two_units(seconds: float | None, text: str) -> None:
-    assert render.duration(seconds) == text
+    assert wording.duration(seconds) == text
 
 
 def test_amounts_say_only_what_is_known() -> None:
-    assert render.amount(None, 3, "layers") == ""
-    assert render.amount(2, 3, "layers") == "2 of 3 layers"
-    assert render.amount(2, None, "") == "2"
-    assert render.amount(2**20, 2**21, "bytes") == "1.0 MiB of 2.0 MiB"
+    assert wording.amount(None, 3, "layers") == ""
+    assert wording.amount(2, 3, "layers") == "2 of 3 layers"
+    assert wording.amount(2, None, "") == "2"
+    assert wording.amount(2**20, 2**21, "bytes") == "1.0 MiB of 2.0 MiB"
 
 
 def test_a_bar_is_as_wide_as_asked_whatever_it_is_told() -> None:
@@ -47,10 +48,10 @@ def test_a_table_aligns_columns_and_escapes_cells() -> None:
 
 
 def test_what_is_printed_has_no_power_over_the_terminal() -> None:
-    assert terminal.printable("plain, Grüße, 日本\n\ttab") == "plain, Grüße, 日本\n\ttab"
-    assert terminal.printable("\x1b]0;title\x07\r\x9b2J") == "\\x1b]0;title\\x07\\r\\x9b2J"
-    assert terminal.printable("a\u202eb\u2028") == "a\\u202eb\\u2028"
-    assert terminal.printable("👩\u200d💻") == "👩\u200d💻"
+    assert wording.printable("plain, Grüße, 日本\n\ttab") == "plain, Grüße, 日本\n\ttab"
+    assert wording.printable("\x1b]0;title\x07\r\x9b2J") == "\\x1b]0;title\\x07\\r\\x9b2J"
+    assert wording.printable("a\u202eb\u2028") == "a\\u202eb\\u2028"
+    assert wording.printable("👩\u200d💻") == "👩\u200d💻"
 
 
 @pytest.mark.parametrize(("columns", "text"), [(0, ""), (1, "…"), (4, "abc…"), (5, "abcde"), (9, "abcde")])
