@@ -116,7 +116,7 @@ class EventInfo(msgspec.Struct, frozen=True):
 
 
 class BoxSnapshot(msgspec.Struct, frozen=True):
-    """`events` are the most recent, oldest first (at most 200). `host` is the machine's own memory and cores, whether or
+    """`events` are the most recent, oldest first (at most 200). `host` is the machine itself, whether or
     not a worker runs on the device `cpu`; `at` is Unix time.
     """
 

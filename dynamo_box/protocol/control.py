@@ -36,7 +36,7 @@ class Restart(msgspec.Struct, frozen=True, tag="restart"):
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """Let one worker finish what it runs, until `drain_s`, and stop it; it stays stopped until it is restarted. Answered
+    """Let one worker finish what it runs, until `drain_s`, and stop it; it stays stopped until a restart. Answered
     when nothing of it is left.
     """
 

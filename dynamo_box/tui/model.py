@@ -51,7 +51,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Column:
-    """`keep` says who stays when the terminal is narrow: the lowest goes first; 0 never goes. `least` is the width below
+    """`keep` says who stays when the terminal is narrow: the lowest goes first, 0 never. `least` is the width below
     which its text isn't clipped to make room for others; `widest` is where it is clipped in any case.
     """
 
