@@ -6,6 +6,7 @@ import errno
 import socket
 
 from dynamo_box.errors import BoxError
+from dynamo_box.ports import holder
 
 
 def require_free(host: str, port: int) -> None:
@@ -22,24 +23,10 @@ def require_free(host: str, port: int) -> None:
             if error.errno != errno.EADDRINUSE:
                 raise BoxError(f"can't listen on {host}:{port}: {error.strerror}", remedy=_ANOTHER) from error
             raise BoxError(
-                f"port {port} on {host} is taken by {holder(port)}",
+                f"port {port} on {host} is taken by {holder(port) or _UNKNOWN}",
                 remedy=f"stop that process, or {_ANOTHER}",
             ) from error
 
 
 _ANOTHER = "choose another port with --port"
-
-
-def holder(port: int) -> str:
-    """`NAME (pid N)`; less if the process is another user's, whose sockets only root may look up."""
-    import psutil
-
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
-            if connection.pid is None:
-                break
-            try:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-            except psutil.Error:
-                return f"pid {connection.pid}"
-    return "a process that can't be looked up (another user's)"
+_UNKNOWN = "a process that can't be looked up (another user's)"

@@ -1,33 +1,17 @@
-"""`python -m dynamo_box.router`: a child of the supervisor, which hands it its spec over the status
-socket.
-"""
+"""`python -m dynamo_box.router`."""
 
 from __future__ import annotations
 
-import signal
+import socket
 import sys
 
-import uvloop
-
-from dynamo_box import log
-from dynamo_box.protocol.framing import status_socket_from_environment
+from dynamo_box.child_main import run_child
 from dynamo_box.router.process import RouterProcess
 
 
-def main() -> int:
-    log.configure()
-    # A Ctrl-C in the terminal reaches every process of the box; what it means is the supervisor's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        status_socket = status_socket_from_environment()
-    except RuntimeError as error:
-        sys.exit(str(error))
-
-    async def serve() -> int:
-        return await RouterProcess().run(status_socket)
-
-    return uvloop.run(serve())
+async def serve(status_socket: socket.socket) -> int:
+    return await RouterProcess().run(status_socket)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_child(serve))

@@ -4,7 +4,6 @@ error.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,23 +31,6 @@ def environment_variable(pid: int, name: str) -> str | None:
         if entry.startswith(key):
             return os.fsdecode(entry[len(key) :])
     return None
-
-
-def open_descriptors(pid: int) -> set[str]:
-    """What a process has open, as the kernel writes it: paths, `socket:[inode]`, …"""
-    found = set()
-    with contextlib.suppress(OSError):
-        for descriptor in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):  # closed since
-                found.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
-    return found
-
-
-def command_name(pid: int) -> str | None:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:
-        return None
 
 
 def resident_bytes(root: int) -> int | None:

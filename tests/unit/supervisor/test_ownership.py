@@ -13,6 +13,7 @@ import pytest
 from dynamo_box.discovery.instances import process_start_time
 from dynamo_box.errors import BoxError
 from dynamo_box.paths import RunDir
+from dynamo_box.ports import holder
 from dynamo_box.supervisor import listener
 from dynamo_box.supervisor.identity import RunId
 from dynamo_box.supervisor.lock import Holder, RunDirHeld, RunDirLock, read_holder
@@ -59,11 +60,11 @@ def test_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
 def test_the_holder_of_a_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        holder = listener.port_holder(port)
-        assert holder is not None and holder.pid == os.getpid()
+        found = holder(port)
+        assert found is not None and found.pid == os.getpid()
         with pytest.raises(BoxError, match=rf"taken by .* \(pid {os.getpid()}\)"):
             listener.bind("127.0.0.1", port)
-    assert listener.port_holder(port) is None
+    assert holder(port) is None
     listener.bind("127.0.0.1", port).close()
 
 

@@ -1,0 +1,27 @@
+"""The first lines of frontend and router as programs: children of the supervisor, which hands them their spec over the
+status socket.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+
+import uvloop
+
+from dynamo_box import log
+from dynamo_box.protocol.framing import status_socket_from_environment
+
+
+def run_child(serve: Callable[[socket.socket], Coroutine[None, None, int]]) -> int:
+    """Serve on the inherited status socket until the end; returns the exit status."""
+    log.configure()
+    # A Ctrl-C in the terminal reaches every process of the box; what it means is the supervisor's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        status_socket = status_socket_from_environment()
+    except RuntimeError as error:
+        sys.exit(str(error))
+    return uvloop.run(serve(status_socket))
