@@ -16,6 +16,8 @@ class Quantiles(msgspec.Struct, frozen=True):
 
 
 class WorkerFigures(msgspec.Struct, frozen=True, tag="worker"):
+    """`kv_blocks_used` are held by sequences; `kv_blocks_cached` are held by none and kept for reuse only."""
+
     running: int = 0
     waiting: int = 0
     kv_blocks_total: int = 0

@@ -3,9 +3,9 @@ content.
 
 A block is in one of three states:
 
-    blank    nobody holds it and its content is worthless held     one or more sequences hold it; if it has a
-    digest, more may come to share it idle     nobody holds it, but its content is known by a digest; the
-    block idle for longest is evicted first
+    blank    nobody holds it and its content is worthless
+    held     one or more sequences hold it; if it has a digest, more may come to share it
+    idle     nobody holds it, but its content is known by a digest; the block idle for longest is evicted first
 
 A digest names one block at most. When two sequences compute the same tokens side by side, the first to finish
 a block gives it its name; the other's copy stays private and becomes blank when it is released.
@@ -39,9 +39,9 @@ class BlockPool:
         return self.total - self.available
 
     @property
-    def cached(self) -> int:
-        """Blocks that a new sequence could reuse, held or idle."""
-        return len(self._block_of)
+    def idle(self) -> int:
+        """Blocks that nobody holds and that are kept for reuse only."""
+        return len(self._idle)
 
     def match(self, digests: Sequence[bytes]) -> list[int]:
         """The blocks of the longest prefix of `digests` that is cached. Changes nothing."""
@@ -114,7 +114,7 @@ class BlockPool:
     def check_idle(self) -> None:
         """Raise AssertionError if a block is held although no sequence is left. Costs nothing."""
         _require(self.held == 0, f"{self.held} blocks are held by nobody")
-        _require(len(self._idle) == self.cached, "a cached block is not idle")
+        _require(len(self._idle) == len(self._block_of), "a block with a name is not idle")
 
     def _evict(self) -> int:
         block, _ = self._idle.popitem(last=False)

@@ -161,7 +161,7 @@ class Runner:
             waiting=len(self._scheduler.waiting),
             kv_blocks_total=self._pool.total,
             kv_blocks_used=self._pool.held,
-            kv_blocks_cached=self._pool.cached,
+            kv_blocks_cached=self._pool.idle,
             weights_bytes=self._model.bytes,
             kv_bytes=self._cache.bytes,
             prompt_tokens=self._prompt_tokens,

@@ -87,7 +87,7 @@ class PoolMachine(RuleBasedStateMachine):
                 assert self.told.issuperset(event.digests)
                 self.told.difference_update(event.digests)
         assert self.told == {digest_of(chain) for chain in self.names}
-        assert self.pool.cached == len(self.names)
+        assert self.pool.idle == len(self.idle)
         assert self.pool.held == len(self.held())
 
 
