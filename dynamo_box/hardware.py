@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-_UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2**63
+from dynamo_box.limits import Cgroups, least, lines, meminfo, number
 
 
 class Gpu(msgspec.Struct, frozen=True):
@@ -108,10 +108,10 @@ def read_gpus(nvml: Any) -> tuple[tuple[Gpu, ...], str | None, str]:
 
 def detect_cpu(root: Path = Path("/")) -> CpuDevice:
     """`root` is where /proc and /sys lie; affinity is always this process's own."""
-    meminfo = _meminfo(root)
-    groups = _Cgroups(root)
-    total = _least(meminfo.get("MemTotal"), groups.memory_limit())
-    available = _least(meminfo.get("MemAvailable"), groups.memory_left())
+    sizes = meminfo(root)
+    groups = Cgroups(root)
+    total = least(sizes.get("MemTotal"), groups.memory_limit())
+    available = least(sizes.get("MemAvailable"), groups.memory_left())
     return CpuDevice(
         name=_cpu_name(root),
         cores=tuple(sorted(os.sched_getaffinity(0))),
@@ -193,7 +193,7 @@ def _numa_node(bus: str | None) -> int | None:
     if bus is None:
         return None
     domain, _, rest = bus.partition(":")
-    node = _number(Path(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node"))
+    node = number(Path(f"/sys/bus/pci/devices/{domain[-4:]}:{rest}/numa_node"))
     return node if node is not None and node >= 0 else None
 
 
@@ -203,100 +203,9 @@ def _text(value: Any) -> str | None:
     return str(value) if value else None
 
 
-class _Cgroups:
-    """The limits of this process's cgroup and of all above it: the tightest one counts."""
-
-    def __init__(self, root: Path) -> None:
-        self._mount = root / "sys/fs/cgroup"
-        self._paths: dict[str, str] = {}
-        for line in _lines(root / "proc/self/cgroup"):
-            _, controllers, path = (*line.split(":", 2), "", "")[:3]
-            for controller in controllers.split(","):
-                self._paths[controller] = path.lstrip("/")
-
-    def memory_limit(self) -> int | None:
-        return _least(*(limit for limit, _ in self._memory()))
-
-    def memory_left(self) -> int | None:
-        return _least(*(max(0, limit - used) for limit, used in self._memory()))
-
-    def cpu_quota(self) -> float | None:
-        quotas = []
-        for group in self._above(""):
-            words = next(_lines(group / "cpu.max"), "").split()
-            if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
-                quotas.append(int(words[0]) / int(words[1]))
-        for group in self._above("cpu"):
-            quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
-            if quota is not None and quota > 0 and period:
-                quotas.append(quota / period)
-        return min(quotas, default=None)
-
-    def _memory(self) -> Iterator[tuple[int, int]]:
-        """(limit, bytes used that can't be given back) for each group that limits memory."""
-        for controller, limit_file, used_file, cache in (
-            ("", "memory.max", "memory.current", "inactive_file"),
-            ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            for group in self._above(controller):
-                limit = _number(group / limit_file)
-                if limit is not None and limit < _UNLIMITED:
-                    reclaimable = _field(group / "memory.stat", cache) or 0
-                    yield limit, max(0, (_number(group / used_file) or 0) - reclaimable)
-
-    def _above(self, controller: str) -> Iterator[Path]:
-        """From this process's group to the mount; in a container the path may lie outside what is mounted."""
-        path = self._paths.get(controller)
-        if path is None:
-            return
-        top = self._mount / controller
-        group = top / path
-        while group != top and top in group.parents:
-            yield group
-            group = group.parent
-        yield top
-
-
-def _meminfo(root: Path) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for line in _lines(root / "proc/meminfo"):
-        name, _, rest = line.partition(":")
-        words = rest.split()
-        if words and words[0].isdigit():
-            sizes[name] = int(words[0]) * (1024 if words[-1] == "kB" else 1)
-    return sizes
-
-
 def _cpu_name(root: Path) -> str | None:
-    for line in _lines(root / "proc/cpuinfo"):
+    for line in lines(root / "proc/cpuinfo"):
         key, _, value = line.partition(":")
         if key.strip() == "model name":
             return value.strip() or None
     return None
-
-
-def _least(*values: int | None) -> int | None:
-    return min((value for value in values if value is not None), default=None)
-
-
-def _field(path: Path, key: str) -> int | None:
-    for line in _lines(path):
-        words = line.split()
-        if len(words) == 2 and words[0] == key and words[1].isdigit():
-            return int(words[1])
-    return None
-
-
-def _number(path: Path) -> int | None:
-    text = next(_lines(path), "")
-    try:
-        return int(text)
-    except ValueError:
-        return None
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        yield from path.read_text(errors="replace").splitlines()
-    except OSError:
-        return

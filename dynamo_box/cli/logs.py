@@ -23,7 +23,6 @@ app = complete.verb()
 DEFAULT_LINES = 200
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LEVEL_STYLES = {"warning": "yellow", "error": "red", "critical": "red", "debug": "dim"}
-_SHOWN_FIRST = ("ts", "level", "process", "event", "exception")
 
 
 @app.command()
@@ -121,17 +120,10 @@ def key_value(entry: log_files.Entry) -> str:
     """`12:34:56.789 warning worker event key=value`, and an exception on lines of its own. Safe for a terminal."""
     at = datetime.fromtimestamp(entry.at)
     head = f"{at:%H:%M:%S}.{at.microsecond // 1000:03} {entry.level:<7} {entry.process}"
-    fields = entry.fields
-    rest = " ".join(f"{key}={_value(value)}" for key, value in fields.items() if key not in _SHOWN_FIRST)
-    line = wording.printable(f"{head}  {fields.get('event', '')}{'  ' + rest if rest else ''}")
-    line = line.replace("\n", "\\n")
-    trace = fields.get("exception")
+    head = wording.printable(head).replace("\n", "\\n")
+    line = f"{head}  {log_files.message(entry)}"
+    trace = entry.fields.get("exception")
     return f"{line}\n{wording.printable(str(trace))}" if trace else line
-
-
-def _value(value: object) -> str:
-    text = str(value)
-    return repr(text) if not text or " " in text or "=" in text else text
 
 
 def _show_json(entry: log_files.Entry) -> None:

@@ -35,6 +35,8 @@ def guard() -> None:
     if isinstance(old, io.TextIOWrapper) and not isinstance(old, Stdout):
         encoding, errors, by_line, at_once = old.encoding, old.errors, old.line_buffering, old.write_through
         sys.stdout = Stdout(old.detach(), encoding, errors, line_buffering=by_line, write_through=at_once)
+        if sys.__stdout__ is old:  # whoever asks for the terminal's size asks this one
+            sys.__stdout__ = sys.stdout  # type: ignore[misc]  # Final for everybody else
     elif old is None:
         _occupy(STDOUT)
         sys.stdout = Stdout(open(STDOUT, "wb", closefd=False), "utf-8")  # noqa: SIM115 - for good

@@ -115,6 +115,10 @@ class ControlClient:
     def cancel_request(self, request_id: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str:
         return self._done(control.CancelRequest(self._next_id(), request_id), timeout_s)
 
+    def interrupt(self) -> None:
+        """End what waits for an answer in another thread, as if the box had gone. Close afterwards, in that thread."""
+        self._channel.interrupt()
+
     def close(self) -> None:
         self._channel.close()
 

@@ -19,10 +19,13 @@ from typing import BinaryIO
 
 import msgspec
 
+from dynamo_box.wording import printable
+
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 MAX_LINE = 256 * 1024
 REORDER_WINDOW = 512
 _BLOCK = 64 * 1024
+_NOT_IN_MESSAGE = frozenset(("ts", "level", "process", "event", "exception"))
 _SUFFIX = ".log"
 
 
@@ -48,6 +51,18 @@ class _Head(msgspec.Struct, frozen=True):
 
 
 _head = msgspec.json.Decoder(_Head)
+
+
+def message(entry: Entry) -> str:
+    """`event  key=value key=value` on one line, safe for a terminal; the exception is left out."""
+    fields = entry.fields
+    rest = " ".join(f"{key}={_value(value)}" for key, value in fields.items() if key not in _NOT_IN_MESSAGE)
+    return printable(f"{fields.get('event', '')}{'  ' + rest if rest else ''}").replace("\n", "\\n")
+
+
+def _value(value: object) -> str:
+    text = str(value)
+    return repr(text) if not text or " " in text or "=" in text else text
 
 
 def processes_with_logs(directory: Path) -> list[str]:
@@ -134,12 +149,14 @@ class _ProcessTail:
         self._inode = 0
         self._offset = 0
         self._last_at = 0.0
-        path = directory / f"{process}{_SUFFIX}"
-        if from_end and path.exists():
-            info = path.stat()
+        self._current = directory / f"{process}{_SUFFIX}"
+        if from_end and self._current.exists():
+            info = self._current.stat()
             self._inode, self._offset = info.st_ino, info.st_size
 
     def read(self) -> Iterator[Entry]:
+        if self._unchanged():
+            return
         for file in self._unread():
             with file:
                 info = os.fstat(file.fileno())
@@ -151,6 +168,14 @@ class _ProcessTail:
                     entry = parse(line, self._process) or bare(line, self._process, self._last_at)
                     self._last_at = entry.at
                     yield entry
+
+    def _unchanged(self) -> bool:
+        """Whether the file that was being read is still the newest and no longer: most looks find just that."""
+        try:
+            info = os.stat(self._current)
+        except FileNotFoundError:
+            return False
+        return info.st_ino == self._inode and info.st_size == self._offset
 
     def _unread(self) -> list[BinaryIO]:
         """The file that was being read and all newer ones, opened before any is read, oldest first."""

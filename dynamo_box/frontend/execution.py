@@ -91,7 +91,7 @@ class Execution:
         stats = self._live.stats
         stats.phase = "routing"
         lease = self._lease = await self._place()
-        stats.worker, stats.phase = lease.worker, "prefill"
+        stats.placed(lease.worker)
         connection = await self._connection(lease.worker)
         self._live.worker_last_step = lambda: connection.last_step
         self._live.last_step = time.monotonic()

@@ -41,7 +41,12 @@ class Generation:
         try:
             task = await self._read_task(receive)
             stats = RequestStats(
-                self._serving.stats, reply.request_id, task.model, self._endpoint, streamed=task.stream
+                self._serving.stats,
+                reply.request_id,
+                task.model,
+                self._endpoint,
+                streamed=task.stream,
+                priority=task.priority,
             )
             live = self._serving.requests.admit(stats, reply)
         except ApiError as error:

@@ -134,7 +134,7 @@ class FrontendProcess:
     async def _report(self, serving: Serving) -> None:
         told, told_at = None, 0.0
         while True:
-            figures = serving.stats.figures(serving.models)
+            figures = serving.stats.figures(serving.models, serving.workers.names)
             now = self._loop.time()
             if figures != told or now + REPORT_S >= told_at + SIGN_OF_LIFE_S:
                 self._status.send(status.Report(figures))

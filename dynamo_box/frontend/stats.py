@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from dynamo_box import __version__
 from dynamo_box.metrics import FrontendMetrics
-from dynamo_box.protocol.figures import FrontendFigures, Quantiles, RequestFigures
+from dynamo_box.protocol.figures import FrontendFigures, Latency, Quantiles, RequestFigures
 
 WINDOW = 1024
+WORKER_WINDOW = 256
+BY_WORKER_EVERY_S = 1.0
+"""Quantiles of 64 workers take a millisecond to work out, so that is done less often than reports are due."""
 MAX_LIVE_REPORTED = 256
 CLIENT_GONE = 499
 
@@ -18,11 +21,14 @@ CLIENT_GONE = 499
 class RequestStats:
     """One request from its arrival to its end. Times are monotonic seconds, but `started` is Unix time."""
 
-    def __init__(self, totals: Stats, request_id: str, model: str, endpoint: str, *, streamed: bool) -> None:
+    def __init__(
+        self, totals: Stats, request_id: str, model: str, endpoint: str, *, streamed: bool, priority: int = 0
+    ) -> None:
         self.request_id = request_id
         self.model = model
         self.endpoint = endpoint
         self.streamed = streamed
+        self.priority = priority
         self.began = time.monotonic()
         self.started = time.time()
         self.phase = "queued"
@@ -34,6 +40,12 @@ class RequestStats:
         self.last_token = 0.0
         self._totals = totals
         self._observe_itl = totals.metrics.itl.labels(model).observe
+        self._recent = totals.unplaced
+
+    def placed(self, worker: str) -> None:
+        """It goes to this worker; latencies count as that worker's from now on."""
+        self.worker, self.phase = worker, "prefill"
+        self._recent = self._totals.recent_of(worker)
 
     def token(self, count: int, now: float) -> None:
         """Note `count` tokens of one step."""
@@ -44,9 +56,11 @@ class RequestStats:
             self.first_token = now
             self.phase = "decode"
             totals.note_ttft(self.model, now - self.began)
+            self._recent.ttft.append(now - self.began)
         else:
             gap = now - self.last_token
             totals.itl.append(gap)
+            self._recent.itl.append(gap)
             self._observe_itl(gap)
         self.last_token = now
 
@@ -64,7 +78,21 @@ class RequestStats:
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached_tokens,
             output_tokens=self.output_tokens,
+            priority=self.priority,
         )
+
+
+class _Recent:
+    """Latencies of one worker's recent requests, in seconds."""
+
+    __slots__ = ("itl", "ttft")
+
+    def __init__(self) -> None:
+        self.ttft: deque[float] = deque(maxlen=WORKER_WINDOW)
+        self.itl: deque[float] = deque(maxlen=WORKER_WINDOW)
+
+    def latency(self) -> Latency:
+        return Latency(ttft=_quantiles(self.ttft), itl=_quantiles(self.itl))
 
 
 class Stats:
@@ -77,6 +105,11 @@ class Stats:
         self._requests = self._errors = self._disconnected = 0
         self._rate_tokens = 0
         self._rate_at = time.monotonic()
+        self.unplaced = _Recent()
+        self._recent: dict[str, _Recent] = {}
+        self._by_worker: dict[str, Latency] = {}
+        self._by_worker_at = float("-inf")
+        self._last_ended: dict[str, float] = {}
 
     def begin(self, request: RequestStats) -> None:
         self._live[request] = None
@@ -84,6 +117,7 @@ class Stats:
     def end(self, request: RequestStats, status: int) -> None:
         del self._live[request]
         metrics, model = self.metrics, request.model
+        self._last_ended[model] = time.time()
         duration_s = time.monotonic() - request.began
         self._count(request.model, request.endpoint, status, streamed=request.streamed)
         metrics.duration.labels(model).observe(duration_s)
@@ -129,8 +163,20 @@ class Stats:
         for model, worker in workers:
             self.metrics.worker_inflight.labels(model, worker).set(sum(each.worker == worker for each in live))
 
-    def figures(self, models: tuple[str, ...]) -> FrontendFigures:
-        """Tokens a second since the last call."""
+    def recent_of(self, worker: str) -> _Recent:
+        return self._recent.setdefault(worker, _Recent())
+
+    def _latencies(self, workers: Collection[str], now: float) -> dict[str, Latency]:
+        """By worker, for those that are there or still have a request; the others are forgotten."""
+        if now >= self._by_worker_at + BY_WORKER_EVERY_S:
+            self._by_worker_at = now
+            wanted = {*workers, *(request.worker for request in self._live)}
+            self._recent = {name: recent for name, recent in self._recent.items() if name in wanted}
+            self._by_worker = {name: recent.latency() for name, recent in self._recent.items()}
+        return self._by_worker
+
+    def figures(self, models: tuple[str, ...], workers: Collection[str]) -> FrontendFigures:
+        """`models` and `workers` are those that there are now. Tokens a second since the last call."""
         now = time.monotonic()
         elapsed = now - self._rate_at
         rate = (self.output_tokens - self._rate_tokens) / elapsed if elapsed > 0 else 0.0
@@ -147,6 +193,8 @@ class Stats:
             ttft=_quantiles(self._ttft),
             itl=_quantiles(self.itl),
             live=tuple(request.figures() for request in live),
+            by_worker=self._latencies(workers, now),
+            last_ended=dict(self._last_ended),
         )
 
 

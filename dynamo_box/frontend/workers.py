@@ -209,6 +209,11 @@ class Workers:
         """Any connected instance of a model: they share all that the block hash is taken over."""
         return next((each for each in self._connected() if each.model == model), None)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Those that are announced, connected or not yet."""
+        return frozenset(self._current)
+
     def names_of(self, model: str) -> list[str]:
         return sorted(each.name for each in self._connected() if each.model == model)
 

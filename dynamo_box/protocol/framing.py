@@ -201,6 +201,11 @@ class BlockingChannel(Generic[M]):
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def interrupt(self) -> None:
+        """Make a `receive` that waits in another thread find the end of the stream."""
+        with contextlib.suppress(OSError):  # the peer has gone already
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         self._socket.close()
 

@@ -9,8 +9,13 @@
     guard.py                 the small process between supervisor and child (standard library only)
     identity.py, lock.py     which box a process belongs to; who holds a run dir
     sweep.py, cgroups.py     ending what a dead box, or a dead guard, left
+    acts.py                  restart, drain, settings, cancel: what people ask of a running box
     control_server.py        control.sock
     snapshot_builder.py      the box at one moment
+    devices.py               GPUs, host and disks, read in the background (background.py) once a second
+    gpus.py, gpu_errors.py   … through NVML
+    host.py, disks.py        … through /proc and statvfs
+    thresholds.py            when a figure becomes an event (pure)
     events.py, logs.py       what happened; what children write: bounded, structured, rotated
     listener.py              the HTTP port, bound before anything starts
     canary.py                one real completion

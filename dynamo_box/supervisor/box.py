@@ -1,7 +1,7 @@
 """The children of one plan as one thing: start them all, prove that every model answers, keep them up, stop
 them all.
 
-starting ─► ready ◄─► degraded (a process is FATAL) ─► stopping ─► stopped
+starting ─► ready ◄─► degraded (a process is FATAL, or a worker drained) ─► stopping ─► stopped
     └─────► failed (the start did)
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import enum
 import itertools
 import os
@@ -17,31 +16,29 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from dynamo_box.discovery.instances import withdraw
-from dynamo_box.errors import BoxError, NotRunning
-from dynamo_box.paths import RunDir
+from dynamo_box.errors import BoxError
+from dynamo_box.paths import Home, RunDir, logs_dir
 from dynamo_box.plan.types import Plan, ProcessPlan
-from dynamo_box.protocol import status
+from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.spec import ModelSpec
 from dynamo_box.snapshot import BoxInfo, BoxSnapshot
-from dynamo_box.supervisor import listener
+from dynamo_box.supervisor import listener, thresholds
+from dynamo_box.supervisor.acts import FRONTEND, Acts
 from dynamo_box.supervisor.cgroups import BoxCgroup
 from dynamo_box.supervisor.child import Child
+from dynamo_box.supervisor.devices import DeviceSampler, load_pynvml
 from dynamo_box.supervisor.events import EventList
 from dynamo_box.supervisor.guard import children_of
 from dynamo_box.supervisor.identity import RUN_ID_VARIABLE, RunId
 from dynamo_box.supervisor.life import Surroundings
 from dynamo_box.supervisor.logs import ProcessLog, RotatingFile
 from dynamo_box.supervisor.procfs import resident_bytes
-from dynamo_box.supervisor.snapshot_builder import build
+from dynamo_box.supervisor.snapshot_builder import SnapshotBuilder
 from dynamo_box.supervisor.states import State
 from dynamo_box.supervisor.sweep import end_processes
 from dynamo_box.supervisor.waiting import first_of
-
-FRONTEND = "frontend"
-COMMAND_TIMEOUT_S = 10.0
 
 
 class BoxState(enum.StrEnum):
@@ -68,14 +65,14 @@ class StopReport:
 class Box:
     """Lives on the main thread's event loop. `watchers` are called on any change that people may see."""
 
-    def __init__(self, plan: Plan, run_dir: RunDir, logs: Path, run_id: RunId, environment: Mapping[str, str]) -> None:
+    def __init__(self, plan: Plan, run_dir: RunDir, home: Home, run_id: RunId, environment: Mapping[str, str]) -> None:
         self.plan = plan
         self.state = BoxState.STARTING
         self.cause = ""
         self.watchers: list[Callable[[], None]] = []
         self.events = EventList(self._notify)
         self._run_dir = run_dir
-        self._logs = logs
+        self._logs = logs_dir(run_dir, home)
         self._run_id = run_id
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
@@ -83,8 +80,23 @@ class Box:
         self._cgroup = BoxCgroup.create(run_id)
         self._surroundings = Surroundings(run_id, self._shared_environment(environment), self._cgroup)
         self._start_failed: asyncio.Future[Child] = self._loop.create_future()
-        self._restarting: set[str] = set()
         self.children = {process.name: self._make_child(process) for process in plan.processes}
+        self.acts = Acts(
+            self.children,
+            why_not=self._why_not_act,
+            before_start=self._before_start,
+            emit=self.events.add,
+            changed=self._reconsider,
+        )
+        self._sampler = DeviceSampler(
+            plan.devices,
+            {"models": home.models, "logs": home.logs},
+            changed=self._notify,
+            emit=lambda level, text: self.events.add(level, None, text),
+            load_nvml=load_pynvml,
+        )
+        self._thresholds = thresholds.Thresholds()
+        self._builder = SnapshotBuilder(plan, tuple(self.children.values()), self._sampler)
 
     def _shared_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         shared = dict(environment)
@@ -158,63 +170,17 @@ class Box:
 
     # while it runs
 
-    def child(self, name: str) -> Child:
-        """Raises NotRunning, with the nearest names, when there is none."""
-        found = self.children.get(name)
-        if found is None:
-            near = difflib.get_close_matches(name, self.children, n=3)
-            names = ", ".join(near or self.children)
-            raise NotRunning(
-                f"there is no process {name!r} in this box",
-                remedy=f"{'did you mean' if near else 'there are'}: {names}",
-            )
-        return found
+    def _why_not_act(self) -> str:
+        return "" if self.state in (BoxState.READY, BoxState.DEGRADED) else f"the box is {self.state}"
 
-    async def restart(self, name: str, drain_s: float) -> None:
-        """Drain, stop and start one process; on return it is ready.
-
-        Raises:
-            BoxError: it didn't come back, or this is no time for it.
-        """
-        child = self.child(name)
-        self._check_is_up()
-        if name in self._restarting:
-            raise BoxError(f"{name} is being restarted already")
-        self._restarting.add(name)
-        try:
-            self.events.add("info", name, "restart was asked for")
-            await child.stop(drain_s)
-            self._check_is_up()
-            if child.plan.kind == FRONTEND and self._listener is None:
-                self._listener = listener.bind(self.plan.host, self.plan.port)
-            child.start()
-            await child.wait_ready()
-        finally:
-            self._restarting.discard(name)
-
-    def _check_is_up(self) -> None:
-        if self.state not in (BoxState.READY, BoxState.DEGRADED):
-            raise BoxError(f"the box is {self.state}", remedy="processes can be restarted while it is ready")
-
-    async def set_option(self, name: str, key: str, value: str) -> str:
-        """Raises BoxError when the process refuses, or can't be asked."""
-        return await self._ask(self.child(name), lambda number: status.Set(number, key, value))
-
-    async def cancel(self, request_id: str) -> str:
-        """Cancel a live request at the frontend, which knows all of them."""
-        frontend = next((child for child in self.children.values() if child.plan.kind == FRONTEND), None)
-        if frontend is None:
-            raise NotRunning("this box has no frontend")
-        return await self._ask(frontend, lambda number: status.CancelRequest(number, request_id))
-
-    async def _ask(self, child: Child, make: Callable[[int], status.Set | status.CancelRequest]) -> str:
-        answer = await child.command(make, COMMAND_TIMEOUT_S)
-        if answer.error:
-            raise BoxError(f"{child.name}: {answer.error}")
-        return answer.text
+    def _before_start(self, child: Child) -> None:
+        if child.plan.kind == FRONTEND and self._listener is None:
+            self._listener = listener.bind(self.plan.host, self.plan.port)
 
     def tick(self) -> None:
-        """Once a second: look for signs of life, sample memory, and end what was adopted."""
+        """Once a second: look for signs of life, sample memory and devices, and end what was adopted."""
+        self._sampler.tick()
+        self._judge_figures()
         changed = False
         for child in self.children.values():
             sample = resident_bytes(child.pid) if child.pid is not None else None
@@ -224,6 +190,21 @@ class Box:
         self._end_adopted()
         if changed:
             self._notify()
+
+    def _judge_figures(self) -> None:
+        """Events for what has crossed a limit since the last look."""
+        now, devices, host = self._loop.time(), self._builder.devices(), self._sampler.host
+        workers = (
+            (child.name, child.figures) for child in self.children.values() if isinstance(child.figures, WorkerFigures)
+        )
+        readings = itertools.chain(
+            thresholds.device_readings(devices),
+            thresholds.host_readings(host.memory_bytes, host.available_bytes) if host is not None else (),
+            thresholds.disk_readings(self._sampler.disks),
+            thresholds.pool_readings(workers),
+        )
+        for crossing in (*self._thresholds.judge(readings, now), *self._thresholds.judge_errors(devices, now)):
+            self.events.add(crossing.level, crossing.process, crossing.text)
 
     def _end_adopted(self) -> None:
         """KILL and reap orphans: children of this process that are no guards have lost theirs."""
@@ -255,6 +236,7 @@ class Box:
         self._end_adopted()
         report = await asyncio.to_thread(end_processes, self._run_id.__eq__)
         self._end_adopted()
+        await self._sampler.close()
         if self._cgroup is not None:
             self._cgroup.remove()
         for path in self._run_dir.root.glob("*.sock"):
@@ -295,10 +277,14 @@ class Box:
         if self.state not in (BoxState.READY, BoxState.DEGRADED):
             return
         fatal = next((child for child in self.children.values() if child.state is State.FATAL), None)
-        if fatal is None:
-            self.state, self.cause = BoxState.READY, ""
-        else:
+        if fatal is not None:
             self.state, self.cause = BoxState.DEGRADED, fatal.failure_error().what
+        elif self.acts.drained:
+            names = ", ".join(self.acts.drained)
+            back = " and ".join(f"`dynbox restart {name}`" for name in self.acts.drained)
+            self.state, self.cause = BoxState.DEGRADED, f"drained by request: {names}; {back} brings it back"
+        else:
+            self.state, self.cause = BoxState.READY, ""
 
     def _to(self, state: BoxState, cause: str = "") -> None:
         self.state, self.cause = state, cause
@@ -322,7 +308,7 @@ class Box:
             plan_digest=self.plan.digest,
             cause=self.cause,
         )
-        return build(self.plan, info, tuple(self.children.values()), self.events.recent, now)
+        return self._builder.build(info, self.events.recent, now)
 
 
 async def _all_or_first_error(work: Iterable[Coroutine[None, None, None]]) -> None:

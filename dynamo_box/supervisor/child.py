@@ -17,7 +17,7 @@ import msgspec
 from dynamo_box.errors import BoxError, NotRunning, TimedOut
 from dynamo_box.plan.types import ProcessPlan, RestartPolicy
 from dynamo_box.protocol import status
-from dynamo_box.protocol.figures import Figures
+from dynamo_box.protocol.figures import Figures, WorkerFigures
 from dynamo_box.protocol.framing import FrameError
 from dynamo_box.snapshot import Progress
 from dynamo_box.supervisor.life import Ending, Life, Surroundings
@@ -89,6 +89,7 @@ class Child:
         self._broken = ""
         self._heard_at: float | None = None
         self._suspected = False
+        self._in_flight = 0
         self.started = asyncio.Event()
         self._stop_wanted = asyncio.Event()
         self._ready = asyncio.Event()
@@ -125,23 +126,28 @@ class Child:
         self._task = self._loop.create_task(self._run(), name=f"child {self.name}")
         return self._task
 
-    async def stop(self, drain_s: float) -> None:
+    async def stop(self, drain_s: float) -> int:
         """Drain until `drain_s`, then TERM, then KILL; on return nothing is left. With 0 there is no
-        drain.
+        drain. How many requests were left unfinished, by what the child last said.
         """
         self._stop_wanted.set()
+        self._in_flight = 0
         life = self._life
         if life is not None and not life.ended.done():
             if drain_s > 0 and self.state is State.READY:
                 self._to(State.DRAINING)
                 life.send(status.Drain(drain_s))
                 await done_within(life.ended, drain_s)
+            elif self.state is State.READY and isinstance(self.figures, WorkerFigures):
+                self._in_flight = self.figures.running + self.figures.waiting
             if not life.ended.done():
                 await self._end(life)
         if self._task is not None:
             await self._task
         if self.state is not State.STOPPED:
+            self.phase = ""
             self._to(State.STOPPED)
+        return self._in_flight
 
     async def _end(self, life: Life) -> None:
         if self.state is not State.STOPPING:
@@ -324,6 +330,7 @@ class Child:
                 self._said = message
                 self._end_within(LINGER_S)
             case status.Draining():
+                self._in_flight = message.in_flight
                 self.phase = f"{message.in_flight} in flight"
                 self._changed(self)
             case status.Answer():

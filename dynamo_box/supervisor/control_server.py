@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Coroutine
 from typing import Protocol
@@ -29,38 +30,67 @@ class Stopper(Protocol):
 
 
 class SnapshotFeed:
-    """Snapshots to one channel: the first at once, then when something changed, at most `hz` a second."""
+    """Snapshots to one channel: the first at once, then when something changed, at most `hz` a second.
 
-    def __init__(self, box: Box, channel: ControlChannel, request_id: int, hz: float) -> None:
-        self._box = box
+    While changes keep coming, feeds send at the multiples of their interval, so that watchers of one rate share the
+    snapshots that `Encoded` makes.
+    """
+
+    def __init__(self, snapshots: Encoded, channel: ControlChannel, request_id: int, hz: float) -> None:
+        self._snapshots = snapshots
         self._channel = channel
         self._id = request_id
-        self._interval_s = 1.0 / hz
+        self._hz = hz
         self._loop = asyncio.get_running_loop()
         self._sent_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
-        box.watchers.append(self._on_change)
+        snapshots.box.watchers.append(self._on_change)
         self._send()
 
     def _on_change(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_at(self._sent_at + self._interval_s, self._send)
+            self._timer = self._loop.call_at(send_time(self._sent_at, self._loop.time(), self._hz), self._send)
 
     def _send(self) -> None:
         self._timer = None
         self._sent_at = self._loop.time()
-        self._channel.send(snapshot_reply(self._id, self._box))
+        self._channel.send(self._snapshots.reply(self._id))
 
     def close(self) -> None:
         """Idempotent."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._on_change in self._box.watchers:
-            self._box.watchers.remove(self._on_change)
+        if self._on_change in self._snapshots.box.watchers:
+            self._snapshots.box.watchers.remove(self._on_change)
 
 
-def snapshot_reply(request_id: int, box: Box) -> control.SnapshotReply:
-    return control.SnapshotReply(request_id, msgspec.Raw(msgspec.msgpack.encode(box.snapshot())))
+EARLY = 0.15
+"""Of an interval: how much too early a snapshot may come, to be in step with the others."""
+
+
+def send_time(sent_at: float, now: float, hz: float) -> float:
+    """When to send what has just changed: at once if the last one was an interval ago, else at the first multiple of
+    the interval after that.
+    """
+    due = sent_at + 1.0 / hz
+    return now if due <= now else math.ceil(due * hz - EARLY) / hz
+
+
+class Encoded:
+    """The box's snapshot as bytes, made once in a turn of the loop, however many ask for it."""
+
+    def __init__(self, box: Box) -> None:
+        self.box = box
+        self._latest: msgspec.Raw | None = None
+
+    def reply(self, request_id: int) -> control.SnapshotReply:
+        if self._latest is None:
+            self._latest = msgspec.Raw(msgspec.msgpack.encode(self.box.snapshot()))
+            asyncio.get_running_loop().call_soon(self._forget)
+        return control.SnapshotReply(request_id, self._latest)
+
+    def _forget(self) -> None:
+        self._latest = None
 
 
 def error_reply(request_id: int, error: BoxError) -> control.Error:
@@ -77,6 +107,7 @@ class ControlServer:
     def __init__(self, box: Box, stopper: Stopper) -> None:
         self._box = box
         self._stopper = stopper
+        self._snapshots = Encoded(box)
         self._clients: dict[ControlChannel, _Client] = {}
         self._server: asyncio.Server | None = None
 
@@ -92,7 +123,7 @@ class ControlServer:
             channel.send(control.Error(0, ExitCode.FAILED, f"{MAX_CLIENTS} clients are connected already"))
             channel.close()
             return
-        self._clients[channel] = _Client(self._box, self._stopper, channel)
+        self._clients[channel] = _Client(self._box, self._snapshots, self._stopper, channel)
 
     def _on_request(self, channel: ControlChannel, request: control.ControlRequest) -> None:
         client = self._clients.get(channel)
@@ -118,31 +149,35 @@ class ControlServer:
 class _Client:
     """One connection: its subscriptions, and its requests that take time."""
 
-    def __init__(self, box: Box, stopper: Stopper, channel: ControlChannel) -> None:
+    def __init__(self, box: Box, snapshots: Encoded, stopper: Stopper, channel: ControlChannel) -> None:
         self._box = box
+        self._snapshots = snapshots
         self._stopper = stopper
         self._channel = channel
         self._feed: SnapshotFeed | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handle(self, request: control.ControlRequest) -> None:
+        acts = self._box.acts
         match request:
             case control.GetSnapshot():
-                self._channel.send(snapshot_reply(request.id, self._box))
+                self._channel.send(self._snapshots.reply(request.id))
             case control.Watch():
                 if self._feed is not None:
                     self._feed.close()
                 hz = min(max(request.hz, 0.1), MAX_WATCH_HZ)
-                self._feed = SnapshotFeed(self._box, self._channel, request.id, hz)
+                self._feed = SnapshotFeed(self._snapshots, self._channel, request.id, hz)
             case control.Down():
                 self._answer(request.id, self._down(request))
             case control.Restart():
-                self._answer(request.id, self._restart(request))
+                self._answer(request.id, _done(request.id, acts.restart(request.process, request.drain_s)))
+            case control.Drain():
+                self._answer(request.id, _done(request.id, acts.drain(request.process, request.drain_s)))
             case control.SetOption():
-                asked = self._box.set_option(request.process, request.key, request.value)
+                asked = acts.set_option(request.process, request.key, request.value)
                 self._answer(request.id, _done(request.id, asked))
             case control.CancelRequest():
-                self._answer(request.id, _done(request.id, self._box.cancel(request.request_id)))
+                self._answer(request.id, _done(request.id, acts.cancel(request.request_id)))
             case control.Launch():
                 refusal = "a box runs here already; a plan is launched over an inherited socket"
                 self._channel.send(control.Error(request.id, ExitCode.USAGE, refusal))
@@ -169,10 +204,6 @@ class _Client:
     async def _down(self, request: control.Down) -> control.ControlReply:
         report = await asyncio.shield(self._stopper.request_stop("dynbox down", request.drain_s))
         return stopped_reply(request.id, report)
-
-    async def _restart(self, request: control.Restart) -> control.ControlReply:
-        await self._box.restart(request.process, request.drain_s)
-        return control.Done(request.id, f"{request.process} is ready")
 
     def close(self) -> None:
         """The peer has gone; what it asked for goes on."""

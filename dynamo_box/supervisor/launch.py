@@ -67,7 +67,8 @@ def launch_from_memfd(fd: int) -> Launched:
 def carry_out(launched: Launched) -> int:
     """Run the box until it is stopped; the exit status of the supervisor."""
     run_dir = paths.run_dir()
-    logs = paths.logs_dir(run_dir, paths.home())
+    home = paths.home()
+    logs = paths.logs_dir(run_dir, home)
     try:
         run_dir.create()
         run_id = RunId.of_this_process(run_dir)
@@ -93,7 +94,7 @@ def carry_out(launched: Launched) -> int:
         supervision = Supervision(
             launched.plan,
             run_dir,
-            logs,
+            home,
             run_id,
             link=launched.link,
             request_id=launched.request_id,

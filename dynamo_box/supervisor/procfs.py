@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from dynamo_box.supervisor.guard import descendants
@@ -47,3 +48,34 @@ def _resident(pid: int) -> int | None:
     except OSError:
         return None
     return int(fields[1]) * PAGE
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """Resident bytes, each page divided by the number of processes that have mapped it."""
+
+    total: int = 0
+    anonymous: int = 0
+    file: int = 0
+
+    def __add__(self, other: Proportional) -> Proportional:
+        return Proportional(self.total + other.total, self.anonymous + other.anonymous, self.file + other.file)
+
+
+_PROPORTIONAL_FIELDS = {b"Pss:": "total", b"Pss_Anon:": "anonymous", b"Pss_File:": "file"}
+
+
+def proportional_bytes(pid: int, root: Path = Path("/")) -> Proportional | None:
+    """None when the process is gone, is another user's, or the kernel doesn't tell (before 5.4). The kernel walks the
+    whole address space for it.
+    """
+    try:
+        with open(root / f"proc/{pid}/smaps_rollup", "rb") as file:
+            found = {
+                _PROPORTIONAL_FIELDS[words[0]]: int(words[1]) * 1024
+                for words in map(bytes.split, file)
+                if words[0] in _PROPORTIONAL_FIELDS
+            }
+    except OSError:
+        return None
+    return Proportional(**found) if len(found) == len(_PROPORTIONAL_FIELDS) else None

@@ -5,29 +5,68 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import msgspec
+
 from dynamo_box.plan.types import Plan
+from dynamo_box.protocol.figures import FrontendFigures, WorkerFigures
 from dynamo_box.protocol.spec import ModelSpec
 from dynamo_box.snapshot import BoxInfo, BoxSnapshot, DeviceInfo, EventInfo, ModelInfo, ProcessInfo
 from dynamo_box.supervisor.child import Child
+from dynamo_box.supervisor.devices import DeviceSampler
 
 
-def build(
-    plan: Plan, box: BoxInfo, children: Sequence[Child], events: tuple[EventInfo, ...], loop_time: float
-) -> BoxSnapshot:
-    """`loop_time` is the event loop's clock, which children's times are in."""
-    return BoxSnapshot(
-        box=box,
-        models=tuple(model_info(model, box.state, children) for model in plan.models),
-        processes=tuple(_process_info(child, loop_time) for child in children),
-        devices=_devices(plan),
-        events=events,
-        at=time.time(),
-    )
+class SnapshotBuilder:
+    """Knows what doesn't change in a box's life, and when a model's last request ended in an earlier life of the
+    frontend.
+    """
+
+    def __init__(self, plan: Plan, children: Sequence[Child], sampler: DeviceSampler) -> None:
+        self._plan = plan
+        self._children = tuple(children)
+        self._sampler = sampler
+        self._planned = _planned_devices(plan)
+        self._last_ended: dict[str, float] = {}
+
+    def build(self, box: BoxInfo, events: tuple[EventInfo, ...], loop_time: float) -> BoxSnapshot:
+        """`loop_time` is the event loop's clock, which children's times are in."""
+        now = time.time()
+        host = self._sampler.host
+        self._note_endings()
+        return BoxSnapshot(
+            box=box,
+            models=tuple(
+                model_info(model, box.state, self._children, self._last_ended.get(model.name), now)
+                for model in self._plan.models
+            ),
+            processes=tuple(_process_info(child, loop_time) for child in self._children),
+            devices=self.devices(),
+            events=events,
+            at=now,
+            host=None if host is None else host.figures,
+            host_memory_bytes=None if host is None else host.memory_bytes,
+            disks=self._sampler.disks,
+        )
+
+    def devices(self) -> tuple[DeviceInfo, ...]:
+        """What was planned, with what each device says now."""
+        return tuple(
+            device
+            if (figures := self._sampler.figures(device.id)) is None
+            else msgspec.structs.replace(device, figures=figures)
+            for device in self._planned
+        )
+
+    def _note_endings(self) -> None:
+        for child in self._children:
+            if isinstance(child.figures, FrontendFigures):
+                self._last_ended.update(child.figures.last_ended)
 
 
-def model_info(model: ModelSpec, box_state: str, children: Sequence[Child]) -> ModelInfo:
+def model_info(
+    model: ModelSpec, box_state: str, children: Sequence[Child], last_ended: float | None, now: float
+) -> ModelInfo:
     """A model is ready when every role of it has a worker, and a router and a frontend are there to reach
-    them.
+    them. `last_ended` (of its last request) and `now` are Unix time.
     """
     workers = [child for child in children if child.plan.model == model.name]
     ready = [child for child in workers if child.is_ready]
@@ -38,7 +77,20 @@ def model_info(model: ModelSpec, box_state: str, children: Sequence[Child]) -> M
         state = "starting"
     else:
         state = "ready" if whole and box_state in ("ready", "degraded") else "unavailable"
-    return ModelInfo(model.name, state, model.path, len(ready), len(workers))
+    busy = any(_has_request(child, model.name) for child in children)
+    idle_s = 0.0 if busy else None if last_ended is None else round(max(0.0, now - last_ended), 1)
+    return ModelInfo(model.name, state, model.path, len(ready), len(workers), idle_s)
+
+
+def _has_request(child: Child, model: str) -> bool:
+    """A request of the model runs or waits there. A frontend names the oldest of its requests, workers count all."""
+    match child.figures:
+        case FrontendFigures(live=live):
+            return any(request.model == model for request in live)
+        case WorkerFigures(running=running, waiting=waiting):
+            return child.plan.model == model and running + waiting > 0
+        case _:
+            return False
 
 
 def _process_info(child: Child, loop_time: float) -> ProcessInfo:
@@ -63,7 +115,7 @@ def _process_info(child: Child, loop_time: float) -> ProcessInfo:
     )
 
 
-def _devices(plan: Plan) -> tuple[DeviceInfo, ...]:
+def _planned_devices(plan: Plan) -> tuple[DeviceInfo, ...]:
     planned: dict[str, dict[str, int]] = {}
     for item in plan.memory:
         purposes = planned.setdefault(item.device, {})

@@ -16,17 +16,16 @@ import socket
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 
 import uvloop
 
 from dynamo_box.errors import BoxError, ExitCode
-from dynamo_box.paths import RunDir
+from dynamo_box.paths import Home, RunDir
 from dynamo_box.plan.types import Plan
 from dynamo_box.protocol import control
 from dynamo_box.protocol.framing import Channel
 from dynamo_box.supervisor.box import Box, StopReport
-from dynamo_box.supervisor.control_server import ControlChannel, ControlServer, SnapshotFeed, error_reply
+from dynamo_box.supervisor.control_server import ControlChannel, ControlServer, Encoded, SnapshotFeed, error_reply
 from dynamo_box.supervisor.identity import RunId
 from dynamo_box.supervisor.logs import SUPERVISOR, OwnLog
 from dynamo_box.supervisor.sdnotify import Notifier
@@ -53,7 +52,7 @@ class Supervision:
         self,
         plan: Plan,
         run_dir: RunDir,
-        logs: Path,
+        home: Home,
         run_id: RunId,
         *,
         link: socket.socket | None,
@@ -61,7 +60,7 @@ class Supervision:
         own_log: OwnLog | None,
     ) -> None:
         self._notifier = Notifier()
-        self._box = Box(plan, run_dir, logs, run_id, os.environ)
+        self._box = Box(plan, run_dir, home, run_id, os.environ)
         self._link_socket = link
         self._link: ControlChannel | None = None
         self._feed: SnapshotFeed | None = None
@@ -157,7 +156,7 @@ class Supervision:
             lambda: Channel(control.request_decoder, lambda *_: None, self._on_link_closed),
             sock=self._link_socket,
         )
-        self._feed = SnapshotFeed(self._box, self._link, self._request_id, LAUNCH_HZ)
+        self._feed = SnapshotFeed(Encoded(self._box), self._link, self._request_id, LAUNCH_HZ)
 
     def _on_link_closed(self, _channel: ControlChannel, _error: Exception | None) -> None:
         if self._link is not None:

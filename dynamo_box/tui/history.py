@@ -1,7 +1,7 @@
 """What one snapshot can't say: how figures went over time. Bounded, and rebuilt by feeding snapshots in order.
 
-Everything comes from differences of counters between snapshots; a counter that falls belongs to a new life of its
-process and starts over.
+Everything comes from differences of counters between snapshots. A counter that falls, or a new pid, is a new life of
+its process, which counts from zero. A clock that was set back starts the history over.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from dynamo_box.protocol.figures import WorkerFigures
-from dynamo_box.snapshot import BoxSnapshot
+from dynamo_box.protocol.figures import FrontendFigures, RequestFigures, WorkerFigures
+from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
 
 BUCKET_S = 5.0
 KEPT_BUCKETS = 180
+RATE_S = 2.0
+"""A request's rate is taken over the last RATE_S to 2 * RATE_S; over half of RATE_S at least."""
 
 
 @dataclass
@@ -29,50 +32,101 @@ class Bucket:
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of prompt tokens that were cached; None when there was no prompt."""
-        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
+        """Share of prompt tokens that were cached; None when there was no prompt.
+
+        An engine may count a prompt in one bucket and what was cached of it in the next: more than all is all.
+        """
+        return min(self.cached_tokens / self.prompt_tokens, 1.0) if self.prompt_tokens else None
 
 
-@dataclass
-class _Counters:
+class _Counters(NamedTuple):
+    pid: int | None
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
     requests: int
 
 
+class _Pace(NamedTuple):
+    """Output tokens of a live request at `at`, and RATE_S or more before (the same if there was no earlier moment)."""
+
+    at: float
+    tokens: int
+    earlier_at: float
+    earlier_tokens: int
+
+
 @dataclass
 class History:
-    """`workers` maps the name of a worker to its buckets, oldest first; quiet buckets are absent."""
+    """`workers` maps the name of a worker to its buckets, oldest first; quiet buckets are absent. `newest` is the
+    number of the bucket that is being filled.
+    """
 
     workers: dict[str, deque[Bucket]] = field(default_factory=dict)
     newest: int = 0
+    _at: float = 0.0
+    _since: float = 0.0
     _last: dict[str, _Counters] = field(default_factory=dict)
+    _requests: dict[str, _Pace] = field(default_factory=dict)
 
     def feed(self, snapshot: BoxSnapshot) -> None:
         """Take in the next snapshot."""
-        self.newest = math.floor(snapshot.at / BUCKET_S)
+        number = math.floor(snapshot.at / BUCKET_S)
+        if number < self.newest or not self.newest:
+            self.workers.clear()
+            self._last.clear()
+            self._requests.clear()
+            self._since = snapshot.at
+        self.newest, self._at = number, snapshot.at
         present = set()
+        live: tuple[RequestFigures, ...] = ()
         for process in snapshot.processes:
-            figures = process.figures
-            if isinstance(figures, WorkerFigures):
-                present.add(process.name)
-                self._feed_worker(process.name, figures)
-        for name in self.workers.keys() - present:
-            if not self.workers[name] or self.workers[name][-1].number < self.newest - KEPT_BUCKETS:
-                del self.workers[name]
-        for name in self._last.keys() - present:
-            del self._last[name]
+            present.add(process.name)
+            if isinstance(process.figures, WorkerFigures):
+                self._feed_worker(process, process.figures)
+            elif isinstance(process.figures, FrontendFigures):
+                live += process.figures.live
+        self._feed_requests(live)
+        self._forget(present)
 
-    def _feed_worker(self, name: str, figures: WorkerFigures) -> None:
-        now = _Counters(figures.prompt_tokens, figures.cached_tokens, figures.output_tokens, figures.requests)
+    @property
+    def watched_s(self) -> float:
+        """How far back it goes."""
+        return self._at - self._since
+
+    def recent(self, worker: str, count: int) -> list[Bucket | None]:
+        """The last `count` buckets of a worker, oldest first, the one that is being filled at the end; None for a
+        quiet one.
+        """
+        buckets: list[Bucket | None] = [None] * count
+        first = self.newest - count + 1
+        for bucket in reversed(self.workers.get(worker, ())):
+            if bucket.number < first:
+                break
+            buckets[bucket.number - first] = bucket
+        return buckets
+
+    def token_rate(self, request: RequestFigures) -> float | None:
+        """Output tokens a second of a request of the newest snapshot, lately; None until it has been watched."""
+        pace = self._requests.get(request.request_id)
+        if pace is None or self._at - pace.earlier_at < RATE_S / 2:
+            return None
+        return max(request.output_tokens - pace.earlier_tokens, 0) / (self._at - pace.earlier_at)
+
+    def _feed_worker(self, process: ProcessInfo, figures: WorkerFigures) -> None:
+        name = process.name
+        now = _Counters(
+            process.pid, figures.prompt_tokens, figures.cached_tokens, figures.output_tokens, figures.requests
+        )
         last = self._last.get(name)
+        if now == last:
+            return
         self._last[name] = now
         if last is None:
             self.workers.setdefault(name, deque(maxlen=KEPT_BUCKETS))
             return
-        if now.prompt_tokens < last.prompt_tokens or now.requests < last.requests:
-            last = _Counters(0, 0, 0, 0)
+        if now.pid != last.pid or any(new < old for new, old in zip(now[1:], last[1:], strict=True)):
+            last = _Counters(now.pid, 0, 0, 0, 0)
         if now == last:
             return
         buckets = self.workers.setdefault(name, deque(maxlen=KEPT_BUCKETS))
@@ -83,3 +137,26 @@ class History:
         bucket.cached_tokens += now.cached_tokens - last.cached_tokens
         bucket.output_tokens += now.output_tokens - last.output_tokens
         bucket.requests += now.requests - last.requests
+
+    def _feed_requests(self, live: tuple[RequestFigures, ...]) -> None:
+        """Requests are watched from their first token on, for as long as they live."""
+        before, at = self._requests, self._at
+        self._requests = {}
+        for request in live:
+            if not request.output_tokens:
+                continue
+            pace = before.get(request.request_id)
+            if pace is None:
+                pace = _Pace(at, request.output_tokens, at, request.output_tokens)
+            elif at - pace.at >= RATE_S:
+                pace = _Pace(at, request.output_tokens, pace.at, pace.tokens)
+            self._requests[request.request_id] = pace
+
+    def _forget(self, present: set[str]) -> None:
+        """Workers that are gone stay until their last bucket is too old to be shown."""
+        for name in self._last.keys() - present:
+            del self._last[name]
+        for name in self.workers.keys() - present:
+            buckets = self.workers[name]
+            if not buckets or buckets[-1].number <= self.newest - KEPT_BUCKETS:
+                del self.workers[name]

@@ -5,7 +5,8 @@ refuses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,9 @@ import pynvml
 
 @dataclass(eq=False)
 class FakeGpu:
-    """A field that is None can't be read; `lost` is a GPU that fell off the bus; `links` are PCI bus ids."""
+    """A field that is None can't be read; `lost` is a GPU that fell off the bus; `links` are PCI bus ids. `compute` and
+    `graphics` are bytes by pid, `retired_pages` addresses by cause; `xids` are events that nobody has taken yet.
+    """
 
     uuid: str | None
     name: str | bytes | None = "NVIDIA Fake 80GB"
@@ -23,6 +26,25 @@ class FakeGpu:
     bus: str | None = None
     links: tuple[str | None, ...] | None = None
     lost: bool = False
+    utilisation: int | None = None
+    power_mw: int | None = None
+    power_limit_mw: int | None = None
+    temperature: int | None = None
+    clock_reasons: int | None = None
+    compute: dict[int, int | None] | None = field(default_factory=dict)
+    graphics: dict[int, int | None] | None = field(default_factory=dict)
+    uncorrected_ecc: int | None = None
+    remapped_rows: tuple[int, int, int, int] | None = None
+    retired_pages: dict[int, list[int]] | None = None
+    retirement_pending: int | None = None
+    tells_events: bool = True
+    xids: list[int] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class FakeEventSet:
+    gpus: list[FakeGpu] = field(default_factory=list)
+    freed: bool = False
 
 
 @dataclass
@@ -33,13 +55,27 @@ class FakeNvml:
     count_error: int | None = None
     open: bool = False
     shutdowns: int = 0
-    NVMLError: Any = pynvml.NVMLError
-    NVML_NVLINK_MAX_LINKS: int = 18
+    inits: int = 0
+    has_event_reasons: bool = True
+    answers: threading.Event = field(default_factory=threading.Event)
+    """Cleared: every call hangs."""
+    event_sets: list[FakeEventSet] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.answers.set()
+
+    def __getattr__(self, name: str) -> Any:
+        """The real package's constants and exceptions; none of its functions."""
+        if name.startswith("NVML") or name == "nvmlEventTypeXidCriticalError":
+            return getattr(pynvml, name)
+        raise AttributeError(f"this fake has no {name}")
 
     def nvmlInit(self) -> None:
+        self.answers.wait()
         if self.init_error is not None:
             raise pynvml.NVMLError(self.init_error)
         self.open = True
+        self.inits += 1
 
     def nvmlShutdown(self) -> None:
         self._must_be_open()
@@ -62,6 +98,15 @@ class FakeNvml:
         if self.gpus[index].lost:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return self.gpus[index]
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> FakeGpu:
+        self._must_be_open()
+        found = next((gpu for gpu in self.gpus if gpu.uuid == uuid), None)
+        if found is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        if found.lost:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return found
 
     def nvmlDeviceGetUUID(self, handle: FakeGpu) -> str:
         return self._given(self._own(handle).uuid)
@@ -86,10 +131,88 @@ class FakeNvml:
         links = self._given(self._own(handle).links)
         return SimpleNamespace(busId=self._given(links[link]))
 
+    def nvmlDeviceGetUtilizationRates(self, handle: FakeGpu) -> SimpleNamespace:
+        return SimpleNamespace(gpu=self._given(self._own(handle).utilisation), memory=0)
+
+    def nvmlDeviceGetPowerUsage(self, handle: FakeGpu) -> int:
+        return self._given(self._own(handle).power_mw)
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: FakeGpu) -> int:
+        return self._given(self._own(handle).power_limit_mw)
+
+    def nvmlDeviceGetTemperature(self, handle: FakeGpu, sensor: int) -> int:
+        gpu = self._own(handle)
+        if sensor != pynvml.NVML_TEMPERATURE_GPU:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return self._given(gpu.temperature)
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: FakeGpu) -> int:
+        if not self.has_event_reasons:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        return self._given(self._own(handle).clock_reasons)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: FakeGpu) -> int:
+        return self._given(self._own(handle).clock_reasons)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeGpu) -> list[SimpleNamespace]:
+        return self._processes(self._given(self._own(handle).compute))
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: FakeGpu) -> list[SimpleNamespace]:
+        return self._processes(self._given(self._own(handle).graphics))
+
+    def _processes(self, held: dict[int, int | None]) -> list[SimpleNamespace]:
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in held.items()]
+
+    def nvmlDeviceGetTotalEccErrors(self, handle: FakeGpu, kind: int, counter: int) -> int:
+        gpu = self._own(handle)
+        if (kind, counter) != (pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return self._given(gpu.uncorrected_ecc)
+
+    def nvmlDeviceGetRemappedRows(self, handle: FakeGpu) -> tuple[int, int, int, int]:
+        return self._given(self._own(handle).remapped_rows)
+
+    def nvmlDeviceGetRetiredPages(self, handle: FakeGpu, cause: int) -> list[int]:
+        return self._given(self._own(handle).retired_pages).get(cause, [])
+
+    def nvmlDeviceGetRetiredPagesPendingStatus(self, handle: FakeGpu) -> int:
+        return self._given(self._own(handle).retirement_pending)
+
+    def nvmlEventSetCreate(self) -> FakeEventSet:
+        self._must_be_open()
+        self.event_sets.append(FakeEventSet())
+        return self.event_sets[-1]
+
+    def nvmlDeviceRegisterEvents(self, handle: FakeGpu, kinds: int, events: FakeEventSet) -> None:
+        gpu = self._own(handle)
+        if not gpu.tells_events:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        if kinds != pynvml.nvmlEventTypeXidCriticalError or events.freed:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        events.gpus.append(gpu)
+
+    def nvmlEventSetWait_v2(self, events: FakeEventSet, timeout_ms: int) -> SimpleNamespace:
+        self._must_be_open()
+        if events.freed:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        for gpu in events.gpus:
+            if gpu.xids:
+                kind = pynvml.nvmlEventTypeXidCriticalError
+                return SimpleNamespace(device=gpu, eventType=kind, eventData=gpu.xids.pop(0))
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_TIMEOUT)
+
+    def nvmlEventSetFree(self, events: FakeEventSet) -> None:
+        self._must_be_open()
+        if events.freed:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        events.freed = True
+
     def _own(self, handle: object) -> FakeGpu:
         self._must_be_open()
         if not isinstance(handle, FakeGpu) or handle not in self.gpus:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        if handle.lost:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return handle
 
     def _given(self, value: Any) -> Any:
@@ -99,5 +222,6 @@ class FakeNvml:
         return value
 
     def _must_be_open(self) -> None:
+        self.answers.wait()
         if not self.open:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_UNINITIALIZED)

@@ -9,6 +9,7 @@ exit-once:N          the same, but only in the first life
 exit-when-ready:N    be ready, then exit
 silent               never be ready
 steps:N:SECONDS      N steps of progress, so far apart, before being ready
+busy                 have three requests in flight that no drain sees the end of
 stubborn             ignore TERM, Drain and Stop
 daemon               leave a double-forked grandchild in a session of its own that ignores TERM
 bare-daemon          the same, with an empty environment
@@ -53,7 +54,7 @@ def main(words: list[str]) -> int:
     for word in words:
         if word.startswith("exit-when-ready:"):
             return int(word.partition(":")[2])
-    return obey(channel, stubborn="stubborn" in words)
+    return obey(channel, stubborn="stubborn" in words, in_flight=3 if "busy" in words else 0)
 
 
 def before_ready(
@@ -93,7 +94,7 @@ def before_ready(
     return None
 
 
-def obey(channel: BlockingChannel[status.ParentMessage], *, stubborn: bool) -> int:
+def obey(channel: BlockingChannel[status.ParentMessage], *, stubborn: bool, in_flight: int) -> int:
     while True:
         match channel.receive():
             case status.Set(id=number, key=key, value=value):
@@ -106,8 +107,9 @@ def obey(channel: BlockingChannel[status.ParentMessage], *, stubborn: bool) -> i
                     file.write(f"{NAME}\n")
                 if not stubborn:
                     withdraw(RUN_DIR / "instances", NAME)
-                    channel.send(status.Draining(0))
-                    return 0
+                    channel.send(status.Draining(in_flight))
+                    if not in_flight:
+                        return 0
             case status.Stop() if not stubborn:
                 return 0
             case None:

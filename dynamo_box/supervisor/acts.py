@@ -1,0 +1,135 @@
+"""What people may ask of the processes of a running box: restart or drain one, change a setting, cancel a request."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+
+from dynamo_box.errors import BoxError, NotRunning, UsageError
+from dynamo_box.protocol import status
+from dynamo_box.supervisor.child import Child
+
+FRONTEND = "frontend"
+WORKER = "worker"
+COMMAND_TIMEOUT_S = 10.0
+
+
+class Acts:
+    """`why_not` says why the box can't be acted on now, "" when it can; `before_start` is called with a child that is
+    about to start again; `emit(level, process, text)` adds to the event list; `changed` is called when
+    `drained` has grown.
+    """
+
+    def __init__(
+        self,
+        children: Mapping[str, Child],
+        *,
+        why_not: Callable[[], str],
+        before_start: Callable[[Child], None],
+        emit: Callable[[str, str, str], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._children = children
+        self._why_not = why_not
+        self._before_start = before_start
+        self._emit = emit
+        self._changed = changed
+        self._under_way: dict[str, str] = {}
+        self._drained: dict[str, None] = {}
+
+    @property
+    def drained(self) -> tuple[str, ...]:
+        """Workers that were stopped by request and not restarted since, in that order."""
+        return tuple(self._drained)
+
+    async def restart(self, name: str, drain_s: float) -> str:
+        """Drain, stop and start one process; on return it is ready. In words for people.
+
+        Raises:
+            BoxError: it didn't come back, or this is no time for it.
+        """
+        child = self._child(name)
+        with self._alone(name, "restarted"):
+            self._emit("info", name, "restart was asked for")
+            await child.stop(drain_s)
+            self._check_is_up()
+            self._before_start(child)
+            self._drained.pop(name, None)
+            child.start()
+            await child.wait_ready()
+        return f"{name} is ready"
+
+    async def drain(self, name: str, drain_s: float) -> str:
+        """Let a worker finish what it runs, for at most `drain_s`, and stop it for good; on return nothing of it is
+        left. In words for people.
+
+        Raises:
+            UsageError: it is no worker: without its router or frontend the box would serve nobody.
+            BoxError: this is no time for it.
+        """
+        child = self._child(name)
+        if child.plan.kind != WORKER:
+            raise UsageError(
+                f"{name} can't be drained: only workers can",
+                remedy=f"`dynbox restart {name}` replaces it without losing a request, `dynbox down` stops the box",
+            )
+        back = f"`dynbox restart {name}` brings it back"
+        with self._alone(name, "drained"):
+            if name in self._drained:
+                return f"{name} was drained already; {back}"
+            self._emit("info", name, f"drain was asked for (running requests get {drain_s:g} s)")
+            unfinished = await child.stop(drain_s)
+            self._check_is_up()
+            self._drained[name] = None
+            self._changed()
+            how = f"stopped with {unfinished} requests unfinished" if unfinished else "drained"
+            self._emit("warning" if unfinished else "info", name, f"{how}; {back}")
+        return f"{name} is {how}; {back}"
+
+    async def set_option(self, name: str, key: str, value: str) -> str:
+        """Raises BoxError when the process refuses, or can't be asked."""
+        return await self._ask(self._child(name), lambda number: status.Set(number, key, value))
+
+    async def cancel(self, request_id: str) -> str:
+        """Cancel a live request at the frontend, which knows all of them."""
+        frontend = next((child for child in self._children.values() if child.plan.kind == FRONTEND), None)
+        if frontend is None:
+            raise NotRunning("this box has no frontend")
+        return await self._ask(frontend, lambda number: status.CancelRequest(number, request_id))
+
+    async def _ask(self, child: Child, make: Callable[[int], status.Set | status.CancelRequest]) -> str:
+        answer = await child.command(make, COMMAND_TIMEOUT_S)
+        if answer.error:
+            raise BoxError(f"{child.name}: {answer.error}")
+        return answer.text
+
+    def _child(self, name: str) -> Child:
+        """Raises NotRunning, with the nearest names, when there is none."""
+        found = self._children.get(name)
+        if found is None:
+            near = difflib.get_close_matches(name, self._children, n=3)
+            names = ", ".join(near or self._children)
+            raise NotRunning(
+                f"there is no process {name!r} in this box",
+                remedy=f"{'did you mean' if near else 'there are'}: {names}",
+            )
+        return found
+
+    @contextlib.contextmanager
+    def _alone(self, name: str, done: str) -> Iterator[None]:
+        """One act on a process at a time; `done` is what it is being."""
+        self._check_is_up()
+        if name in self._under_way:
+            raise BoxError(
+                f"{name} is being {self._under_way[name]} already", remedy="`dynbox ps` shows how far that is"
+            )
+        self._under_way[name] = done
+        try:
+            yield
+        finally:
+            del self._under_way[name]
+
+    def _check_is_up(self) -> None:
+        if why_not := self._why_not():
+            raise BoxError(why_not, remedy="processes can be restarted and drained while it is ready")

@@ -1,0 +1,86 @@
+"""Text in terminal cells: a Chinese character or an emoji takes two, a combining mark none. Lines are cut by cells."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from rich.cells import cell_len, set_cell_size
+
+from dynamo_box.tui.model import Span, Tone
+
+ELLIPSIS = "…"
+
+
+class Mark(enum.StrEnum):
+    """What a whole line is, on top of the tones of its parts."""
+
+    NONE = "none"
+    BAR = "bar"
+    HEAD = "head"
+    CURSOR = "cursor"
+    CURSOR_BEHIND = "cursor-behind"
+
+
+class Line(NamedTuple):
+    """One line of the screen, before it has colours."""
+
+    spans: tuple[Span, ...]
+    mark: Mark = Mark.NONE
+
+
+BLANK = Line(())
+
+
+def width_of(text: str) -> int:
+    return len(text) if text.isascii() else cell_len(text)
+
+
+def clip(text: str, width: int) -> str:
+    """`text` in at most `width` cells; what is missing shows as an ellipsis."""
+    if width_of(text) <= width:
+        return text
+    if width <= 1:
+        return ELLIPSIS[:width]
+    return set_cell_size(text, width - 1).rstrip() + ELLIPSIS
+
+
+def fill(text: str, width: int, *, right: bool = False) -> str:
+    """`text` in exactly `width` cells."""
+    clipped = clip(text, width)
+    blanks = " " * (width - width_of(clipped))
+    return blanks + clipped if right else clipped + blanks
+
+
+def spans_width(spans: Iterable[Span]) -> int:
+    return sum(width_of(span.text) for span in spans)
+
+
+def clip_spans(spans: tuple[Span, ...], width: int) -> tuple[Span, ...]:
+    """As many cells of `spans` as fit into `width`, ending in an ellipsis where something is missing."""
+    if spans_width(spans) <= width:
+        return spans
+    kept: list[Span] = []
+    left = width
+    for span in spans:
+        wide = width_of(span.text)
+        if wide >= left:
+            kept.append(Span(clip(span.text + " " * (left + 1 - wide), left), span.tone))
+            break
+        kept.append(span)
+        left -= wide
+    return tuple(kept)
+
+
+def rule(left: tuple[Span, ...], right: tuple[Span, ...], width: int) -> tuple[Span, ...]:
+    """`left ──────── right`: the title of a panel. The left part gives way."""
+    room = max(width - spans_width(right) - 3, 0)
+    left = clip_spans(left, room)
+    dashes = max(width - spans_width(left) - spans_width(right) - 2, 0)
+    line = (
+        (*left, Span(f" {'─' * dashes} ", Tone.DIM), *right)
+        if right
+        else (*left, Span(f" {'─' * (dashes + 1)}", Tone.DIM))
+    )
+    return clip_spans(line, width)

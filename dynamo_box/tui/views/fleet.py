@@ -1,0 +1,116 @@
+"""The fleet: every process of the box, and below them what they live on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dynamo_box.protocol.figures import FrontendFigures, Latency, RouterFigures, WorkerFigures
+from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
+from dynamo_box.tui.model import Act, Column, Frame, Lines, Panel, Row, Table, Tone, View
+from dynamo_box.tui.views import cells, device_table, process_detail
+
+PROCESSES = "processes"
+
+_COLUMNS = (
+    Column("process", "PROCESS", least=24, widest=40),
+    Column("model", "MODEL", keep=3, least=8, widest=24),
+    Column("role", "ROLE", keep=2, least=10, widest=12),
+    Column("state", "STATE", least=16, widest=52, help="state, phase of the start and how far it is"),
+    Column("device", "DEVICE", keep=14, least=14, widest=26),
+    cells.number_column("weights", "WEIGHTS", keep=9, help="bytes of weights, as the worker says"),
+    cells.number_column(
+        "kv", "KV", keep=10, help="KV pool in use by running requests, of all of it: bytes, else blocks"
+    ),
+    cells.number_column("other", "OTHER", keep=5, help="resident memory beside weights and KV"),
+    cells.number_column("rate", "TOK/S", keep=17, help="output tokens a second"),
+    cells.number_column("ttft", "TTFT ms", keep=16, help="time to the first token, p50/p99 of recent requests"),
+    cells.number_column("itl", "ITL ms", keep=11, help="time between tokens, p50/p99 of recent requests"),
+    cells.number_column("queue", "QUEUE", keep=15, help="requests running/waiting"),
+    cells.number_column("hit", "HIT", keep=13, help="share of prompt tokens that were cached, since the start"),
+    cells.number_column("restarts", "RESTARTS", keep=7),
+    cells.number_column("uptime", "UPTIME", keep=12),
+    cells.number_column("pid", "PID", keep=4),
+    Column("cause", "CAUSE", keep=8, least=16, widest=80, help="why it last failed"),
+)
+
+
+class Fleet:
+    name = "fleet"
+    summary = "processes, and the devices they live on"
+    acts: tuple[Act, ...] = (
+        Act("r", "restart", "restart", "Drain and restart {row}?"),
+        Act("d", "drain", "drain", "Drain and stop {row}? It stays stopped until a restart."),
+    )
+
+    def panels(self, frame: Frame, width: int) -> tuple[Panel, ...]:
+        devices = device_table.table(frame.snapshot)
+        return (_processes(frame.snapshot),) if devices is None else (_processes(frame.snapshot), devices)
+
+    def detail(self, frame: Frame, panel: str, row: str) -> Lines | None:
+        if panel == device_table.DEVICES:
+            return device_table.detail(frame.snapshot, row)
+        process = next((each for each in frame.snapshot.processes if each.name == row), None)
+        return process_detail.lines(process, frame) if process is not None and panel == PROCESSES else None
+
+
+VIEW: View = Fleet()
+
+
+def _processes(snapshot: BoxSnapshot) -> Table:
+    names = cells.device_names(snapshot.devices)
+    latencies = _latencies(snapshot)
+    rows = [_process_row(process, names, latencies.get(process.name)) for process in snapshot.processes]
+    ready = sum(process.state == "ready" for process in snapshot.processes)
+    note = f"{ready} of {len(rows)} ready" if rows else ""
+    return cells.table(PROCESSES, "Processes", _COLUMNS, rows, empty="The plan has no processes.", note=note)
+
+
+def _latencies(snapshot: BoxSnapshot) -> dict[str, Latency]:
+    """What clients saw, by the worker that served them, and of all workers together by the name of the frontend."""
+    found: dict[str, Latency] = {}
+    for process in snapshot.processes:
+        if isinstance(process.figures, FrontendFigures):
+            found |= process.figures.by_worker
+            found[process.name] = Latency(process.figures.ttft, process.figures.itl)
+    return found
+
+
+def _process_row(process: ProcessInfo, device_names: Mapping[str, str], latency: Latency | None) -> Row:
+    weights = kv = rate = queue = hit = cells.ABSENT
+    match process.figures:
+        case WorkerFigures() as worker:
+            weights = cells.size(worker.weights_bytes, Tone.WEIGHTS)
+            kv = cells.kv_pool(worker)
+            rate = cells.rate(worker.tokens_per_s)
+            queue = cells.queue(worker.running, worker.waiting)
+            hit = cells.percent(cells.ratio(worker.cached_tokens, worker.prompt_tokens))
+        case FrontendFigures() as frontend:
+            rate = cells.rate(frontend.tokens_per_s)
+            queue = cells.count(frontend.active)
+        case RouterFigures() as router:
+            queue = cells.count(router.active_requests)
+            hit = cells.percent(router.hit_rate)
+        case None:
+            pass
+    return Row(
+        process.name,
+        (
+            cells.name(process.name),
+            cells.name(process.model),
+            cells.text(process.role),
+            cells.state_and_phase(process),
+            cells.device_label(process.device, device_names),
+            weights,
+            kv,
+            cells.size(cells.other_bytes(process), Tone.OTHER),
+            rate,
+            cells.ABSENT if latency is None else cells.latency(latency.ttft),
+            cells.ABSENT if latency is None else cells.latency(latency.itl),
+            queue,
+            hit,
+            cells.count(process.restarts, Tone.WARN if process.restarts else Tone.PLAIN),
+            cells.seconds(process.uptime_s),
+            cells.pid(process.pid),
+            cells.text(process.cause, Tone.DIM if process.state == "ready" else Tone.BAD),
+        ),
+    )

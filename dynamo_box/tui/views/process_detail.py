@@ -1,0 +1,168 @@
+"""All that the box knows of one process."""
+
+from __future__ import annotations
+
+from dynamo_box.protocol.figures import Decision, FrontendFigures, Latency, RouterFigures, WorkerFigures
+from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
+from dynamo_box.tui.history import BUCKET_S, Bucket, History
+from dynamo_box.tui.model import Cell, Frame, Lines, Tone
+from dynamo_box.tui.views import cells
+
+KEY = "process"
+EVENTS_SHOWN = 8
+WINS_SHOWN = 5
+RECENT_S = 60.0
+
+_Fact = tuple[str, Cell]
+
+
+def lines(process: ProcessInfo, frame: Frame) -> Lines:
+    snapshot = frame.snapshot
+    found = [
+        *cells.facts(_identity(process)),
+        *cells.section("Memory", cells.facts(_memory(process))),
+        *cells.section("Figures", cells.facts(_figures(process, frame))),
+        *cells.section(
+            "Says of itself",
+            cells.facts((cells.one_line(key), cells.text(value)) for key, value in process.info.items()),
+        ),
+        *cells.section("Latest routed to it", _wins(process.name, snapshot, frame.now)),
+        *cells.section("Events", _events(process.name, snapshot, frame.now)),
+    ]
+    return Lines(KEY, cells.one_line(process.name), tuple(found))
+
+
+def _identity(process: ProcessInfo) -> list[_Fact]:
+    return [
+        ("kind", cells.text(process.kind)),
+        ("model", cells.text(process.model)),
+        ("role", cells.text(process.role)),
+        ("state", cells.state_and_phase(process)),
+        ("cause", cells.text(process.cause, Tone.DIM if process.state == "ready" else Tone.BAD)),
+        ("device", cells.text(process.device)),
+        ("pid", cells.pid(process.pid)),
+        ("guard", cells.pid(process.guard_pid)),
+        ("uptime", cells.seconds(process.uptime_s)),
+        ("restarts", cells.count(process.restarts, Tone.WARN if process.restarts else Tone.PLAIN)),
+    ]
+
+
+def _memory(process: ProcessInfo) -> list[_Fact]:
+    facts = [("resident", cells.size(process.rss_bytes))]
+    if isinstance(process.figures, WorkerFigures):
+        facts += [
+            ("weights", cells.size(process.figures.weights_bytes, Tone.WEIGHTS)),
+            ("KV pool", cells.kv_pool(process.figures) if process.figures.kv_bytes is not None else cells.ABSENT),
+            ("KV blocks", _blocks(process.figures)),
+        ]
+    return [*facts, ("other", cells.size(cells.other_bytes(process), Tone.OTHER))]
+
+
+def _blocks(worker: WorkerFigures) -> Cell:
+    total = worker.kv_blocks_total
+    if not total:
+        return cells.ABSENT
+    used, cached = worker.kv_blocks_used, worker.kv_blocks_cached
+    return Cell(f"{used:,} used, {cached:,} cached, {max(total - used - cached, 0):,} free, of {total:,}")
+
+
+def _figures(process: ProcessInfo, frame: Frame) -> list[_Fact]:
+    match process.figures:
+        case WorkerFigures() as worker:
+            return _worker(
+                worker, _latency_of(process.name, frame.snapshot), _recent_hit_rate(process.name, frame.history)
+            )
+        case RouterFigures() as router:
+            return _router(router)
+        case FrontendFigures() as frontend:
+            return _frontend(frontend)
+        case None:
+            return []
+
+
+def _worker(worker: WorkerFigures, latency: Latency | None, recent_hit_rate: float | None) -> list[_Fact]:
+    return [
+        ("running", cells.count(worker.running)),
+        ("waiting", cells.count(worker.waiting, Tone.WARN if worker.waiting else Tone.PLAIN)),
+        ("tokens/s", cells.rate(worker.tokens_per_s)),
+        ("prompt tokens", cells.count(worker.prompt_tokens)),
+        ("cached tokens", cells.count(worker.cached_tokens)),
+        ("output tokens", cells.count(worker.output_tokens)),
+        ("hit rate", cells.percent(cells.ratio(worker.cached_tokens, worker.prompt_tokens))),
+        ("in the last minute", cells.percent(recent_hit_rate)),
+        ("requests", cells.count(worker.requests)),
+        ("errors", cells.count(worker.errors, Tone.BAD if worker.errors else Tone.PLAIN)),
+        ("steps", cells.count(worker.steps)),
+        *_latency(latency),
+    ]
+
+
+def _router(router: RouterFigures) -> list[_Fact]:
+    return [
+        ("mode", cells.text(router.mode)),
+        ("workers", cells.text(", ".join(router.workers))),
+        ("active requests", cells.count(router.active_requests)),
+        ("routed", cells.count(router.routed)),
+        ("hit rate", cells.percent(router.hit_rate)),
+        ("indexed blocks", cells.count(router.indexed_blocks)),
+        ("resyncs", cells.count(router.resyncs)),
+        ("expired leases", cells.count(router.expired_leases)),
+    ]
+
+
+def _frontend(frontend: FrontendFigures) -> list[_Fact]:
+    return [
+        ("models", cells.text(", ".join(frontend.models))),
+        ("active requests", cells.count(frontend.active)),
+        ("requests", cells.count(frontend.requests)),
+        ("errors", cells.count(frontend.errors, Tone.BAD if frontend.errors else Tone.PLAIN)),
+        ("disconnected", cells.count(frontend.disconnected)),
+        ("output tokens", cells.count(frontend.output_tokens)),
+        ("tokens/s", cells.rate(frontend.tokens_per_s)),
+        *_latency(Latency(frontend.ttft, frontend.itl)),
+    ]
+
+
+def _latency(latency: Latency | None) -> list[_Fact]:
+    if latency is None:
+        return []
+    return [("TTFT p50/p99 ms", cells.latency(latency.ttft)), ("ITL p50/p99 ms", cells.latency(latency.itl))]
+
+
+def _latency_of(worker: str, snapshot: BoxSnapshot) -> Latency | None:
+    for process in snapshot.processes:
+        if isinstance(process.figures, FrontendFigures) and worker in process.figures.by_worker:
+            return process.figures.by_worker[worker]
+    return None
+
+
+def _recent_hit_rate(worker: str, history: History) -> float | None:
+    """None if it had no prompt in the last minute."""
+    oldest = history.newest - RECENT_S / BUCKET_S
+    recent: list[Bucket] = [bucket for bucket in history.workers.get(worker, ()) if bucket.number > oldest]
+    return cells.ratio(sum(bucket.cached_tokens for bucket in recent), sum(bucket.prompt_tokens for bucket in recent))
+
+
+def _wins(worker: str, snapshot: BoxSnapshot, now: float) -> list[cells.Line]:
+    """The latest requests that the router sent there, newest first, and why."""
+    decisions = [
+        decision
+        for process in snapshot.processes
+        if isinstance(process.figures, RouterFigures)
+        for decision in process.figures.decisions
+        if decision.winner == worker
+    ]
+    return cells.facts((cells.clock(each.at, now).text, _why(each)) for each in decisions[: -WINS_SHOWN - 1 : -1])
+
+
+def _why(decision: Decision) -> Cell:
+    return cells.text(f"{decision.request_id}: {decision.reason}")
+
+
+def _events(name: str, snapshot: BoxSnapshot, now: float) -> list[cells.Line]:
+    """Its latest events, newest first."""
+    own = [event for event in snapshot.events if event.process == name][: -EVENTS_SHOWN - 1 : -1]
+    return cells.facts(
+        (cells.clock(event.at, now).text, cells.text(event.text, cells.LEVEL_TONES.get(event.level, Tone.PLAIN)))
+        for event in own
+    )

@@ -1,0 +1,474 @@
+"""Snapshots of boxes that no test machine has: eight busy GPUs, one in trouble, and the nastiest that fits the types.
+
+All of them are at the same moment, NOW, and the same call gives the same snapshot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from dynamo_box.protocol.figures import (
+    Candidate,
+    Decision,
+    FrontendFigures,
+    Latency,
+    Quantiles,
+    RequestFigures,
+    RouterFigures,
+    WorkerFigures,
+)
+from dynamo_box.snapshot import (
+    BoxInfo,
+    BoxSnapshot,
+    DeviceFigures,
+    DeviceInfo,
+    DiskInfo,
+    EventInfo,
+    ModelInfo,
+    ProcessInfo,
+    Progress,
+)
+from dynamo_box.tui.history import History
+from dynamo_box.tui.model import Frame
+
+NOW = 1_760_000_000.0
+MIB = 1 << 20
+GIB = 1 << 30
+
+MARKUP = "[bold red]not markup[/] [@click=quit]x[/]"
+CONTROL = "title \x1b]0;gone\x07 \x1b[2J\r\nnext\tline \u202edrowkcab"
+EMOJI = "🦙 ラマ-モデル 👩‍👩‍👧 é"
+
+
+def frame(snapshot: BoxSnapshot, history: History | None = None, now: float | None = None) -> Frame:
+    """A frame at the moment of the snapshot; its history is the snapshot alone unless one is given."""
+    if history is None:
+        history = History()
+        history.feed(snapshot)
+    return Frame(snapshot, history, snapshot.at if now is None else now)
+
+
+def busy(workers: int = 8, requests: int = 40) -> BoxSnapshot:
+    """Eight workers of a 70B-like model's shape on eight GPUs under load, all well but one GPU that is throttled.
+
+    `requests` run, at most 256 of them listed, as a frontend does.
+    """
+    names = tuple(f"llama.aggregated.{number}" for number in range(workers))
+    model = "llama"
+    return BoxSnapshot(
+        box=_box("ready", "llama-8gpu"),
+        models=(ModelInfo(model, "ready", "/models/llama", workers, workers, 0.0),),
+        processes=(
+            _router(names, model),
+            *(_busy_worker(name, model, number) for number, name in enumerate(names)),
+            _frontend(names, model, requests),
+        ),
+        devices=tuple(_gpu(number) for number in range(workers)),
+        events=_calm_events(names),
+        at=NOW,
+        host=DeviceFigures(
+            used_bytes=210 * GIB, box_bytes=96 * GIB, other_bytes=92 * GIB, utilisation=0.38, temperature_c=None
+        ),
+        host_memory_bytes=1024 * GIB,
+        disks=(
+            DiskInfo("/models", "models, logs", 3_500 * GIB, 1_200 * GIB, 165 * GIB),
+            DiskInfo("/scratch", "KV tier", 900 * GIB, 20 * GIB, 640 * GIB),
+        ),
+    )
+
+
+def tiny() -> BoxSnapshot:
+    """One worker on the cpu that has had a request or two; nothing is known of the disk."""
+    figures = WorkerFigures(
+        kv_blocks_total=512,
+        kv_blocks_cached=12,
+        weights_bytes=513 * MIB,
+        kv_bytes=180 * MIB,
+        prompt_tokens=220,
+        output_tokens=64,
+        requests=2,
+        steps=66,
+    )
+    worker = ProcessInfo(
+        name="smollm2.aggregated.0",
+        kind="worker",
+        model="smollm2",
+        role="aggregated",
+        state="ready",
+        phase="",
+        pid=4003,
+        guard_pid=4002,
+        restarts=0,
+        device="cpu",
+        rss_bytes=1100 * MIB,
+        uptime_s=95.0,
+        info={"torch": "2.9.0", "kv_blocks": "512", "block_size": "16", "context_length": "8192"},
+        figures=figures,
+    )
+    router = _process("router", "router", 4001, RouterFigures(workers=(worker.name,), routed=2))
+    frontend = _process(
+        "frontend", "frontend", 4005, FrontendFigures(models=("smollm2",), requests=2, output_tokens=64)
+    )
+    return BoxSnapshot(
+        box=_box("ready", "smollm2"),
+        models=(ModelInfo("smollm2", "ready", "/models/smollm2", 1, 1, 61.0),),
+        processes=(router, worker, frontend),
+        devices=(
+            DeviceInfo("host", "interpreters and libraries", "host", 16 * GIB, {"overhead": 656 * MIB}),
+            DeviceInfo("cpu", "An Ordinary CPU", "cpu", 16 * GIB, {"weights": 513 * MIB, "KV": 180 * MIB}),
+        ),
+        events=(EventInfo(1, NOW - 95, "info", None, "starting smollm2 at http://127.0.0.1:8000"),),
+        at=NOW,
+        host=DeviceFigures(used_bytes=6 * GIB, box_bytes=1300 * MIB),
+        host_memory_bytes=16 * GIB,
+    )
+
+
+def degraded() -> BoxSnapshot:
+    """The busy box in trouble: a worker loading, one in back-off, one given up, one draining, one without figures; a
+    GPU with errors, one that can't be read; a box that is degraded, and the events that led there.
+    """
+    whole = busy()
+    router, *workers, frontend = whole.processes
+    changed: dict[int, dict[str, Any]] = {
+        2: {
+            "state": "starting",
+            "phase": "loading weights",
+            "progress": Progress(120 * MIB, 513 * MIB, "bytes"),
+            "uptime_s": 3.0,
+            "restarts": 1,
+            "figures": None,
+        },
+        3: {
+            "state": "backoff",
+            "pid": None,
+            "guard_pid": None,
+            "rss_bytes": None,
+            "uptime_s": None,
+            "restarts": 3,
+            "cause": "exited with 1: CUDA error: an illegal memory access was encountered",
+            "figures": None,
+        },
+        4: {
+            "state": "fatal",
+            "pid": None,
+            "guard_pid": None,
+            "rss_bytes": None,
+            "uptime_s": None,
+            "restarts": 5,
+            "cause": "failed 5 times in a row: killed by SIGKILL (out of memory?)",
+            "figures": None,
+        },
+        5: {"state": "draining", "phase": "12 in flight"},
+        6: {"figures": None, "rss_bytes": None},
+    }
+    bad_gpu = DeviceFigures(
+        used_bytes=70 * GIB,
+        utilisation=0.0,
+        power_w=96.0,
+        power_limit_w=700.0,
+        temperature_c=94.0,
+        throttled=("thermal", "power brake"),
+        errors=("2 uncorrected ECC", "XID 79: GPU has fallen off the bus"),
+    )
+    devices = list(whole.devices)
+    devices[3] = replace(devices[3], figures=bad_gpu)
+    devices[4] = replace(devices[4], figures=None)
+    started = len(whole.events)
+    lost, given_up = workers[3].name, workers[4].name
+    troubles = (
+        ("error", lost, "exited with 1: CUDA error: an illegal memory access was encountered"),
+        ("warning", lost, "starting again in 2.0 s (failure 3 in a row)"),
+        ("error", given_up, "failed 5 times in a row: killed by SIGKILL (out of memory?)"),
+        ("error", None, f"box degraded: {given_up}: failed 5 times in a row"),
+    )
+    return replace(
+        whole,
+        box=replace(whole.box, state="degraded", cause=f"{given_up}: failed 5 times in a row"),
+        models=(replace(whole.models[0], workers_ready=4),),
+        processes=(
+            router,
+            *(replace(worker, **changed.get(number, {})) for number, worker in enumerate(workers)),
+            frontend,
+        ),
+        devices=tuple(devices),
+        events=whole.events
+        + tuple(
+            EventInfo(started + number + 1, NOW - 40 + 10 * number, *trouble) for number, trouble in enumerate(troubles)
+        ),
+    )
+
+
+def crowded(workers: int = 62, requests: int = 2000) -> BoxSnapshot:
+    """64 processes and 2,000 live requests (all of them listed, which is more than a frontend does), 200 events, the
+    longest that a snapshot holds.
+    """
+    whole = busy(workers, requests)
+    names = tuple(process.name for process in whole.processes if process.kind == "worker")
+    *others, frontend = whole.processes
+    figures = frontend.figures
+    assert isinstance(figures, FrontendFigures)
+    figures = replace(figures, live=_requests(names, "llama", requests))
+    events = tuple(
+        EventInfo(
+            seq + 1, NOW - 200 + seq, ("info", "warning", "error")[seq % 3], names[seq % len(names)], f"event {seq}"
+        )
+        for seq in range(200)
+    )
+    return replace(whole, processes=(*others, replace(frontend, figures=figures)), events=events)
+
+
+def hostile() -> BoxSnapshot:
+    """Every text that comes from outside has markup, control characters or wide and joined characters in it."""
+    worker = f"{MARKUP}.{EMOJI}.0"
+    other = f"w\x1b[31m.{CONTROL}"
+    request = RequestFigures(CONTROL, EMOJI, "decode", worker, NOW - 3, 100, 50, 7)
+    candidates = (Candidate(worker, 3, 3.0, 7, 1.5), Candidate(other, 0, 6.0, 0, 6.0))
+    decision = Decision(MARKUP, EMOJI, NOW - 1, "kv", worker, CONTROL, 6, candidates)
+    return BoxSnapshot(
+        box=replace(_box("degraded", MARKUP), cause=CONTROL),
+        models=(ModelInfo(EMOJI, "ready", f"/models/{CONTROL}", 1, 2, None), ModelInfo(MARKUP, "weird\x07")),
+        processes=(
+            _process("router", "router", 1, RouterFigures(workers=(worker, other), decisions=(decision,))),
+            replace(_busy_worker(worker, EMOJI, 0), cause=CONTROL, info={MARKUP: CONTROL, "": EMOJI}),
+            replace(
+                _busy_worker(other, MARKUP, 1),
+                state="starting\x1b[0m",
+                phase=CONTROL,
+                progress=Progress(-5, 0, "\x1b[5m"),
+                device=EMOJI,
+                role=MARKUP,
+            ),
+            _process(
+                "frontend",
+                "frontend",
+                2,
+                FrontendFigures(active=1, live=(request,), by_worker={worker: Latency(Quantiles(0.1, None))}),
+            ),
+        ),
+        devices=(
+            DeviceInfo("GPU-0", EMOJI, "cuda", 80 * GIB, {MARKUP: 1}, DeviceFigures(errors=(CONTROL,))),
+            DeviceInfo(EMOJI, MARKUP, CONTROL, None, {}, DeviceFigures(throttled=(MARKUP,))),
+        ),
+        events=(
+            EventInfo(1, NOW - 5, "error", worker, f"{MARKUP} {CONTROL} {EMOJI} " + "long " * 100),
+            EventInfo(2, NOW, "\x1b[1m", other, ""),
+        ),
+        at=NOW,
+        disks=(DiskInfo(CONTROL, MARKUP, 0, 0),),
+    )
+
+
+def gaps() -> BoxSnapshot:
+    """A box of which next to nothing is known: every figure that may be missing is."""
+    return BoxSnapshot(
+        box=_box("starting", ""),
+        models=(ModelInfo("llama", "starting"),),
+        processes=(
+            ProcessInfo("router", "router", None, None, "planned", "", None, 0, None, None),
+            ProcessInfo("llama.aggregated.0", "worker", "llama", None, "starting", "", None, 0, "GPU-0", None),
+            ProcessInfo("llama.aggregated.1", "worker", "llama", "aggregated", "starting", "", 7, 0, None, None),
+            replace(_process("frontend", "frontend", 8, FrontendFigures()), uptime_s=None, rss_bytes=None),
+        ),
+        devices=(DeviceInfo("GPU-0", "", "cuda", None), DeviceInfo("GPU-1", "", "cuda", None, {}, DeviceFigures())),
+        at=NOW,
+        host=DeviceFigures(),
+    )
+
+
+def empty() -> BoxSnapshot:
+    """A box without anything in it."""
+    return BoxSnapshot(box=_box("starting", "none"), models=(), processes=(), at=NOW)
+
+
+def all_kinds() -> dict[str, BoxSnapshot]:
+    """Every snapshot above by name, for tests that hold for all."""
+    return {
+        "busy": busy(),
+        "tiny": tiny(),
+        "degraded": degraded(),
+        "crowded": crowded(),
+        "hostile": hostile(),
+        "gaps": gaps(),
+        "empty": empty(),
+    }
+
+
+def later(snapshot: BoxSnapshot, seconds: float = 1.0) -> BoxSnapshot:
+    """The same box a little later: its workers have done as much as their rates say, half of it from the cache."""
+    processes = []
+    for process in snapshot.processes:
+        figures = process.figures
+        if isinstance(figures, WorkerFigures):
+            done = int(figures.tokens_per_s * seconds)
+            figures = replace(
+                figures,
+                prompt_tokens=figures.prompt_tokens + 2 * done,
+                cached_tokens=figures.cached_tokens + done,
+                output_tokens=figures.output_tokens + done,
+                requests=figures.requests + 1,
+                steps=figures.steps + 1,
+            )
+            process = replace(process, figures=figures, uptime_s=(process.uptime_s or 0.0) + seconds)
+        processes.append(process)
+    return replace(snapshot, processes=tuple(processes), at=snapshot.at + seconds)
+
+
+def _box(state: str, profile: str) -> BoxInfo:
+    return BoxInfo(
+        state=state,
+        profile=profile,
+        endpoint="http://127.0.0.1:8000",
+        pid=3999,
+        uptime_s=4000.0,
+        run_id="3999-1",
+        run_dir="/run/user/1000/dynbox",
+        logs_dir="/home/u/.local/state/dynbox/logs",
+    )
+
+
+def _process(name: str, kind: str, pid: int, figures: RouterFigures | FrontendFigures) -> ProcessInfo:
+    return ProcessInfo(
+        name=name,
+        kind=kind,
+        model=None,
+        role=None,
+        state="ready",
+        phase="",
+        pid=pid,
+        guard_pid=pid - 1,
+        restarts=0,
+        device=None,
+        rss_bytes=70 * MIB,
+        uptime_s=3990.0,
+        figures=figures,
+    )
+
+
+def _busy_worker(name: str, model: str, number: int) -> ProcessInfo:
+    return ProcessInfo(
+        name=name,
+        kind="worker",
+        model=model,
+        role="aggregated",
+        state="ready",
+        phase="",
+        pid=5001 + 10 * number,
+        guard_pid=5000 + 10 * number,
+        restarts=0,
+        device=_gpu_id(number),
+        rss_bytes=2 * GIB + number * MIB,
+        uptime_s=3900.0 - number,
+        info={"vllm": "0.11.0", "kv_blocks": "20480", "block_size": "16", "context_length": "8192"},
+        figures=WorkerFigures(
+            running=20 + number,
+            waiting=number % 3,
+            kv_blocks_total=20480,
+            kv_blocks_used=6000 + 1000 * (number % 8),
+            kv_blocks_cached=4000,
+            weights_bytes=16 * GIB,
+            kv_bytes=40 * GIB,
+            prompt_tokens=1_000_000 + 1000 * number,
+            cached_tokens=600_000,
+            output_tokens=400_000 + number,
+            requests=900 + number,
+            errors=number % 2,
+            steps=50_000,
+            tokens_per_s=1200.0 + 10.5 * number,
+        ),
+    )
+
+
+def _router(workers: tuple[str, ...], model: str) -> ProcessInfo:
+    decisions = tuple(
+        Decision(
+            request_id=f"req-{number:04}",
+            model=model,
+            at=NOW - 4 + number / 8,
+            mode="kv",
+            winner=workers[number % len(workers)],
+            reason=f"{number % 5} of 12 blocks cached there, the lowest cost",
+            prompt_blocks=12,
+            candidates=tuple(
+                Candidate(name, (number + place) % 5, 12.0 - (number + place) % 5, 300 + place, 4.5 + place)
+                for place, name in enumerate(workers[:8])
+            ),
+        )
+        for number in range(32)
+    )
+    figures = RouterFigures(
+        workers=workers,
+        indexed_blocks=81_000,
+        active_requests=190,
+        routed=7_300,
+        hit_rate=0.61,
+        decisions=decisions,
+    )
+    return replace(_process("router", "router", 4001, figures), info={"mode": "kv", "models": model})
+
+
+def _frontend(workers: tuple[str, ...], model: str, requests: int) -> ProcessInfo:
+    figures = FrontendFigures(
+        models=(model,),
+        active=requests,
+        requests=7_300,
+        errors=4,
+        disconnected=12,
+        output_tokens=3_200_000,
+        tokens_per_s=9_894.0,
+        ttft=Quantiles(0.042, 0.310),
+        itl=Quantiles(0.0084, 0.0192),
+        live=_requests(workers, model, min(requests, 256)),
+        by_worker={
+            name: Latency(Quantiles(0.040 + number / 1000, 0.300), Quantiles(0.0082, 0.019))
+            for number, name in enumerate(workers)
+        },
+        last_ended={model: NOW - 0.5},
+    )
+    return replace(_process("frontend", "frontend", 4003, figures), info={"address": "127.0.0.1:8000"})
+
+
+def _requests(workers: tuple[str, ...], model: str, number: int) -> tuple[RequestFigures, ...]:
+    phases = ("decode", "decode", "decode", "prefill", "queued")
+    return tuple(
+        RequestFigures(
+            request_id=f"req-{each:05}",
+            model=model,
+            phase=phases[each % 5],
+            worker=None if phases[each % 5] == "queued" else workers[each % len(workers)],
+            started=NOW - 90 + each * 90 / number,
+            prompt_tokens=500 + each,
+            cached_tokens=(each % 4) * 100,
+            output_tokens=0 if phases[each % 5] != "decode" else each % 700,
+            priority=each % 2,
+        )
+        for each in range(number)
+    )
+
+
+def _calm_events(workers: tuple[str, ...]) -> tuple[EventInfo, ...]:
+    lines: list[tuple[str, str | None, str]] = [("info", None, "starting llama-8gpu at http://127.0.0.1:8000")]
+    lines += [("info", name, "ready") for name in (*workers[:8], "router", "frontend")]
+    lines += [("info", None, "llama answered its canary in 41 ms"), ("info", None, "box ready")]
+    return tuple(EventInfo(number + 1, NOW - 3990 + 5 * number, *line) for number, line in enumerate(lines))
+
+
+def _gpu_id(number: int) -> str:
+    return f"GPU-{0x4F1C2B3D + number * 0x01010101:08x}-9a8b-7c6d-5e4f-{number:012x}"
+
+
+def _gpu(number: int) -> DeviceInfo:
+    figures = DeviceFigures(
+        used_bytes=58 * GIB + number * 64 * MIB,
+        box_bytes=57 * GIB,
+        other_bytes=600 * MIB,
+        utilisation=0.97 - 0.05 * (number % 8),
+        power_w=612.0 - 9 * (number % 8),
+        power_limit_w=700.0,
+        temperature_c=61.0 + number % 8,
+        throttled=("power cap",) if number == 1 else (),
+    )
+    planned = {"weights": 16 * GIB, "KV": 40 * GIB, "overhead": GIB}
+    return DeviceInfo(_gpu_id(number), "NVIDIA H100 80GB HBM3", "cuda", 80 * GIB, planned, figures)

@@ -1,0 +1,88 @@
+"""`dynbox drain`: what runs on the worker finishes, nothing is lost, and new requests go to the others."""
+
+from __future__ import annotations
+
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+from box_under_test import Box, eventually
+
+DRAINED, OTHER = "tiny.aggregated.0", "tiny.aggregated.1"
+TOKENS = 1000
+
+
+def stream(client: openai.OpenAI, number: int, started: threading.Barrier | None = None) -> tuple[str, int]:
+    """(worker, tokens) of one streamed completion."""
+    response = client.completions.with_raw_response.create(
+        model="tiny",
+        prompt=f"{number} hello " * 8,
+        max_tokens=TOKENS,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    chunks = response.parse()
+    next(iter(chunks))
+    if started is not None:
+        started.wait(60)
+    *_, last = chunks
+    assert last.usage is not None
+    return response.headers["x-dynbox-worker"], last.usage.completion_tokens
+
+
+def pinned(client: openai.OpenAI, worker: str) -> str:
+    answer = client.completions.with_raw_response.create(
+        model="tiny", prompt="hello", max_tokens=4, extra_body={"nvext": {"backend_instance_id": worker}}
+    )
+    return answer.headers["x-dynbox-worker"]
+
+
+def test_running_streams_finish_and_new_requests_go_elsewhere(mock_box: Box) -> None:
+    client = mock_box.client(timeout=60)
+    started, over = threading.Barrier(9), threading.Event()
+
+    def ask_on(number: int) -> list[str]:
+        workers = []
+        while not over.is_set():
+            answer = client.completions.with_raw_response.create(model="tiny", prompt=f"more {number}", max_tokens=8)
+            assert answer.parse().choices[0].text
+            workers.append(answer.headers["x-dynbox-worker"])
+        return workers
+
+    with ThreadPoolExecutor(12) as pool:
+        streams = [pool.submit(stream, client, number, started) for number in range(8)]
+        started.wait(60)
+        askers = [pool.submit(ask_on, number) for number in range(4)]
+        words = mock_box.dynbox("drain", DRAINED).stdout
+        over.set()
+        finished = [each.result(60) for each in streams]
+        asked = {worker for each in askers for worker in each.result(60)}
+    assert words == f"{DRAINED} is drained; `dynbox restart {DRAINED}` brings it back\n"
+    assert [tokens for _, tokens in finished] == [TOKENS] * 8
+    assert {worker for worker, _ in finished} == {DRAINED, OTHER}
+    assert OTHER in asked
+
+    assert {stream(client, number)[0] for number in range(10, 14)} == {OTHER}
+    with pytest.raises(openai.BadRequestError, match=OTHER):
+        pinned(client, DRAINED)
+    assert mock_box.ps()["box"]["state"] == "degraded"
+    eventually(lambda: set(mock_box.process("frontend")["figures"]["by_worker"]) == {OTHER}, "the drained one is gone")
+    frontend = mock_box.process("frontend")["figures"]
+    assert (frontend["errors"], frontend["disconnected"]) == (1, 0), "nobody but the one who asked for the drained one"
+
+    mock_box.dynbox("restart", DRAINED)
+    assert mock_box.wait_ready()["models"][0]["workers_ready"] == 2
+    eventually(lambda: DRAINED in mock_box.process("router")["figures"]["workers"], "the router knows it")
+    assert pinned(client, DRAINED) == DRAINED
+
+
+def test_the_command_says_what_became_of_it(mock_box: Box) -> None:
+    after = json.loads(mock_box.dynbox("drain", DRAINED, "--drain", "0", "--json").stdout)
+    assert (after["name"], after["state"], after["pid"]) == (DRAINED, "stopped", None)
+    assert "was drained already" in mock_box.dynbox("drain", DRAINED).stdout
+    assert "only workers can" in mock_box.dynbox("drain", "router", code=2).stderr
+    assert "did you mean" in mock_box.dynbox("drain", "tiny.aggregated.9", code=3).stderr
+    assert "is not a number of seconds" in mock_box.dynbox("drain", DRAINED, "--drain", "nan", code=2).stderr

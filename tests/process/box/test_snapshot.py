@@ -1,0 +1,57 @@
+"""What a running box says of its machine and its models."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+from box_under_test import Box, eventually
+
+
+def ask(client: openai.OpenAI, number: int, tokens: int) -> None:
+    client.completions.create(
+        model="tiny", prompt=f"{number} word " * 200, max_tokens=tokens, extra_body={"ignore_eos": True}
+    )
+
+
+def test_host_and_disks_are_read_in_the_background(mock_box: Box) -> None:
+    state = eventually(lambda: (now := mock_box.ps())["host"] and now["disks"] and now, "they were read")
+    host = state["host"]
+    assert 0 < host["box_bytes"] < host["used_bytes"] <= state["host_memory_bytes"]
+    assert sum(disk["purpose"].count("models") for disk in state["disks"]) == 1
+    assert all(device["figures"] is None for device in state["devices"] if device["kind"] in ("host", "simulated"))
+
+
+def test_a_model_is_idle_since_its_last_request_ended(mock_box: Box) -> None:
+    def idle_s() -> float | None:
+        idle: float | None = mock_box.ps()["models"][0]["idle_s"]
+        return idle
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, mock_box.client(timeout=60), 1, 500)
+        eventually(lambda: idle_s() == 0.0, "a request runs")
+        asked.result(60)
+    before = eventually(idle_s, "it is idle")
+    os.kill(mock_box.process("frontend")["pid"], signal.SIGKILL)
+    mock_box.wait_ready()
+    after = idle_s()
+    assert after is not None and after > before, "another frontend doesn't make it forget"
+
+
+def test_a_full_kv_pool_that_requests_wait_for_is_an_event(mock_box: Box) -> None:
+    client = mock_box.client(timeout=100)
+
+    def events() -> list[dict[str, str]]:
+        return [each for each in mock_box.ps()["events"] if each["text"].startswith("KV pool ")]
+
+    with ThreadPoolExecutor(96) as pool:
+        asked = [pool.submit(ask, client, number, 1000) for number in range(96)]
+        (event, *_) = eventually(events, "the pool was full for a while")
+        for each in asked:
+            each.cancel()
+        mock_box.dynbox("down", "--drain", "0")
+    assert event["level"] == "warning"
+    assert str(event["process"]).startswith("tiny.aggregated.")
+    assert event["text"].endswith("requests wait")

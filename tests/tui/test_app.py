@@ -1,0 +1,398 @@
+"""The app, fed by a source of the test's own: what is typed, and what stands there then."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from fakes import snapshots
+from msgspec.structs import replace
+from textual.pilot import Pilot
+
+from dynamo_box.paths import RunDir
+from dynamo_box.snapshot import BoxSnapshot
+from dynamo_box.tui.app import TopApp
+from dynamo_box.tui.dialogs import QuestionDialog, TextDialog
+from dynamo_box.tui.filter import Filter
+from dynamo_box.tui.line_widget import LineWidget
+from dynamo_box.tui.log_feed import DeliverLog
+from dynamo_box.tui.session import Options
+from dynamo_box.tui.source import Connected, Deliver, Lost, NewSnapshot, SourceEvent, Why
+from dynamo_box.tui.theme_names import THEME_NAMES
+
+DEADLINE_S = 20.0
+
+Play = Callable[["Screen"], Awaitable[None]]
+
+
+class FedSource:
+    """Delivers what the test hands it."""
+
+    acts = True
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._deliver: Deliver | None = None
+
+    def start(self, deliver: Deliver) -> None:
+        self._deliver = deliver
+
+    def close(self) -> None:
+        self.closed = True
+
+    def give(self, event: SourceEvent) -> None:
+        assert self._deliver is not None
+        self._deliver(event)
+
+
+class NoLog:
+    def start_log(self, deliver: DeliverLog) -> None:
+        pass
+
+    def close_log(self) -> None:
+        pass
+
+
+class Screen:
+    """The app as a person sees it."""
+
+    def __init__(self, app: TopApp, pilot: Pilot[None], source: FedSource) -> None:
+        self.app, self.pilot, self.source = app, pilot, source
+
+    async def give(self, snapshot: BoxSnapshot) -> None:
+        self.source.give(NewSnapshot(snapshot))
+        await self.pilot.pause()
+
+    async def press(self, *keys: str) -> None:
+        await self.pilot.press(*keys)
+        await self.pilot.pause()
+
+    @property
+    def text(self) -> str:
+        """Every line of what is open, from the top."""
+        return "\n".join(widget.text for widget in self.app.screen.query(LineWidget) if widget.display)
+
+    async def see(self, wanted: str) -> None:
+        """Wait until `wanted` stands on the screen."""
+        end = time.monotonic() + DEADLINE_S
+        while wanted not in self.text:
+            assert time.monotonic() < end, f"no {wanted!r} in\n{self.text}"
+            await self.pilot.pause(0.02)
+
+    def rows(self, *names: str) -> list[str]:
+        """Those of `names` that begin a line, from the top."""
+        return [line.split()[0] for line in self.text.splitlines() if line.split() and line.split()[0] in names]
+
+
+def play(then: Play, options: Options | None = None, size: tuple[int, int] = (120, 40)) -> None:
+    async def run() -> None:
+        source = FedSource()
+        app = TopApp(source, NoLog(), RunDir(Path("/nonexistent/run")), options)
+        async with app.run_test(size=size) as pilot:
+            await then(Screen(app, pilot, source))
+        assert source.closed
+
+    asyncio.run(run())
+
+
+def with_workers(*names: str, at: float = snapshots.NOW) -> BoxSnapshot:
+    box = snapshots.tiny()
+    worker = next(each for each in box.processes if each.kind == "worker")
+    return replace(box, processes=tuple(replace(worker, name=name) for name in names), at=at)
+
+
+class TestTyping:
+    def test_keys_choose_screens_and_the_header_stays(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            await screen.see("llama.aggregated.0")
+            for key, seen in (("2", "Traffic"), ("4", "REQUEST"), ("5", "MODEL"), ("7", "TIME"), ("3", "Memory")):
+                await screen.press(key)
+                await screen.see(seen)
+                assert "llama-8gpu" in screen.text
+            await screen.press("1")
+            await screen.see("PROCESS")
+
+        play(typing)
+
+    def test_a_filter_applies_while_it_is_typed_and_escape_takes_it_back(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(with_workers("alpha", "beta", "gamma"))
+            await screen.press("slash", *"!alp")
+            assert screen.rows("alpha", "beta", "gamma") == ["beta", "gamma"]
+            await screen.press("enter")
+            await screen.give(with_workers("alpha", "beta", "gamma", "delta"))
+            assert screen.rows("alpha", "beta", "gamma", "delta") == ["beta", "gamma", "delta"]
+            await screen.press("escape")
+            assert screen.rows("alpha", "beta", "gamma") == ["alpha", "beta", "gamma"]
+
+        play(typing)
+
+    def test_what_is_no_pattern_is_said_and_the_last_good_one_stays(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(with_workers("alpha", "beta"))
+            await screen.press("slash", *"beta", "(")
+            await screen.see("is no regular expression")
+            assert screen.rows("alpha", "beta") == ["beta"]
+            await screen.press("backspace")
+            assert "is no regular expression" not in screen.text
+
+        play(typing)
+
+    def test_keys_sort_and_each_screen_keeps_its_order(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(with_workers("beta", "alpha"))
+            await screen.press("s")
+            assert screen.rows("alpha", "beta") == ["alpha", "beta"]
+            await screen.press("S")
+            assert screen.rows("alpha", "beta") == ["beta", "alpha"]
+            await screen.press("S", "5", "1")
+            assert screen.rows("alpha", "beta") == ["alpha", "beta"]
+
+        play(typing)
+
+    def test_a_pause_holds_the_screen_and_the_box_goes_on(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(with_workers("alpha"))
+            await screen.press("space")
+            await screen.give(with_workers("beta", at=snapshots.NOW + 1))
+            assert screen.rows("alpha", "beta") == ["alpha"]
+            assert "PAUSED" in screen.text
+            await screen.press("space")
+            assert screen.rows("alpha", "beta") == ["beta"]
+            assert "PAUSED" not in screen.text
+
+        play(typing)
+
+    def test_the_detail_is_kept_up_to_date_and_says_when_its_row_is_gone(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(with_workers("alpha", "beta"))
+            await screen.press("down", "enter")
+            assert isinstance(screen.app.screen, TextDialog)
+            assert "beta" in screen.text
+            box = with_workers("alpha", "beta", at=snapshots.NOW + 1)
+            changed = tuple(replace(each, pid=987654) for each in box.processes)
+            await screen.give(replace(box, processes=changed))
+            await screen.see("987654")
+            await screen.give(with_workers("alpha", at=snapshots.NOW + 2))
+            await screen.see("(gone)")
+            await screen.press("escape")
+            assert not isinstance(screen.app.screen, TextDialog)
+
+        play(typing)
+
+    def test_the_help_names_the_keys_and_acts_of_the_screen(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            await screen.press("question_mark")
+            assert "restart" in screen.text
+            await screen.press("end")
+            assert "columns of" in screen.text
+            await screen.press("escape")
+            await screen.see("PROCESS")
+
+        play(typing, size=(120, 60))
+
+    @pytest.mark.parametrize("key", ["q", "ctrl+c"])
+    def test_it_is_left_by_a_key(self, key: str) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            await screen.press(key)
+            assert not screen.app.is_running
+
+        play(typing)
+
+    def test_ctrl_c_leaves_from_a_dialog_and_from_the_filter(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            await screen.press("slash", "a", "ctrl+c")
+            assert not screen.app.is_running
+
+        play(typing)
+
+    def test_the_palette_finds_screens(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            await screen.press("ctrl+p")
+            await screen.pilot.press(*"routing")
+            await screen.app.workers.wait_for_complete()
+            await screen.press("enter")
+            await screen.see("Traffic")
+
+        play(typing)
+
+    def test_every_theme_shows_the_same_text(self) -> None:
+        async def typing(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            before = screen.text
+            for _ in THEME_NAMES:
+                await screen.press("t")
+                assert screen.text == before
+
+        play(typing)
+
+
+class TestMouse:
+    def test_a_click_on_a_head_sorts_and_one_on_a_row_chooses_it(self) -> None:
+        async def clicking(screen: Screen) -> None:
+            await screen.give(with_workers("beta", "alpha"))
+            await screen.pilot.click("#body", offset=(1, 1))
+            await screen.pilot.pause()
+            assert screen.rows("alpha", "beta") == ["alpha", "beta"]
+            await screen.pilot.click("#body", offset=(3, 3), times=2)
+            await screen.pilot.pause()
+            assert isinstance(screen.app.screen, TextDialog)
+            assert "beta" in screen.text
+
+        play(clicking)
+
+    def test_a_click_on_a_tab_opens_its_screen(self) -> None:
+        async def clicking(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            await screen.pilot.click("#tabs", offset=(12, 0))
+            await screen.see("Traffic")
+
+        play(clicking)
+
+
+class TestActs:
+    def test_what_hurts_is_asked_first_and_enter_says_no(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(with_workers("alpha"))
+            await screen.press("r")
+            assert isinstance(screen.app.screen, QuestionDialog)
+            assert "alpha" in screen.text
+            await screen.press("enter")
+            assert not isinstance(screen.app.screen, QuestionDialog)
+            assert "under way" not in screen.text
+
+        play(acting)
+
+    def test_how_it_went_is_said_with_what_to_do(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(with_workers("alpha"))
+            await screen.press("r", "y")
+            await screen.see("restart alpha: no box is running; start one with `dynbox up`")
+
+        play(acting)
+
+    def test_readonly_has_no_acts(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(with_workers("alpha"))
+            assert "READ ONLY" in screen.text
+            assert "restart" not in screen.text
+            await screen.press("r")
+            assert not isinstance(screen.app.screen, QuestionDialog)
+            assert not [each for each in screen.app.commands() if each.title.startswith("act:")]
+
+        play(acting, Options(readonly=True))
+
+    def test_a_row_that_is_no_process_cannot_be_restarted(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            await screen.press("tab", "r")
+            await screen.see("is no process")
+
+        play(acting)
+
+
+class TestBoxesThatGo:
+    def test_before_there_is_one_it_says_how_to_start_it(self) -> None:
+        async def waiting(screen: Screen) -> None:
+            screen.source.give(Lost(Why.ABSENT, "no box is running", "start one with `dynbox up`"))
+            await screen.see("start one with `dynbox up`")
+            await screen.press("2", "s", "enter", "down", "tab", "r", "slash", "escape")
+            await screen.give(snapshots.busy())
+            await screen.see("Traffic")
+
+        play(waiting)
+
+    def test_the_last_screen_stays_and_another_box_takes_its_place(self) -> None:
+        async def losing(screen: Screen) -> None:
+            screen.source.give(Connected())
+            await screen.give(with_workers("alpha"))
+            screen.source.give(Lost(Why.BROKEN, "lost: the supervisor went away"))
+            await screen.see("reconnecting")
+            assert screen.rows("alpha") == ["alpha"]
+            other = with_workers("beta", at=snapshots.NOW + 5)
+            await screen.give(replace(other, box=replace(other.box, pid=77, run_id="another", profile="other")))
+            await screen.see("other")
+            assert "reconnecting" not in screen.text
+            assert screen.rows("alpha", "beta") == ["beta"]
+
+        play(losing)
+
+
+class TestSizes:
+    @pytest.mark.parametrize("screen_name", ["fleet", "routing", "memory", "requests", "models", "logs", "events"])
+    @pytest.mark.parametrize("size", [(20, 5), (80, 24), (200, 60)])
+    def test_every_screen_fits(self, screen_name: str, size: tuple[int, int]) -> None:
+        async def looking(screen: Screen) -> None:
+            await screen.give(snapshots.busy(workers=64, requests=2000))
+            await screen.give(snapshots.busy(workers=64, requests=2000))
+            lines = screen.text.splitlines()
+            assert len(lines) <= size[1]
+            assert all(len(line) <= size[0] for line in lines)
+
+        play(looking, Options(screen=screen_name), size)
+
+    def test_a_terminal_that_shrinks_to_nothing_and_grows_again(self) -> None:
+        async def resizing(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            for columns, rows in ((20, 5), (1, 1), (40, 10), (300, 100), (20, 5)):
+                await screen.pilot.resize_terminal(columns, rows)
+                await screen.pilot.pause()
+                await screen.give(snapshots.busy())
+                assert ("terminal too" in screen.text) == (columns == 20)
+                await screen.press("2", "down", "enter", "escape", "1")
+            await screen.pilot.resize_terminal(80, 24)
+            await screen.see("PROCESS")
+            assert "too small" not in screen.text
+
+        play(resizing)
+
+    def test_only_the_lines_that_changed_are_painted(self) -> None:
+        async def counting(screen: Screen) -> None:
+            await screen.give(with_workers("alpha", "beta"))
+            body = screen.app.query_one("#body", LineWidget)
+            painted: list[int] = []
+            original = body.render_line
+
+            def counted(y: int):  # type: ignore[no-untyped-def]
+                painted.append(y)
+                return original(y)
+
+            body.render_line = counted  # type: ignore[method-assign]
+            changed = with_workers("alpha", "beta")
+            first, second = changed.processes
+            await screen.give(replace(changed, processes=(first, replace(second, restarts=7))))
+            assert set(painted) == {3}
+
+        play(counting)
+
+
+def test_foreign_names_are_shown_as_they_are_written() -> None:
+    name = "w[bold]0[/]"
+
+    async def looking(screen: Screen) -> None:
+        await screen.give(with_workers(name, "模型🚀", "e\x1b[2J"))
+        assert name in screen.text
+        assert "模型🚀" in screen.text
+        assert "\x1b" not in screen.text
+        await screen.press("enter")
+        assert name in screen.text
+        await screen.press("escape", "r")
+        assert name in screen.text
+
+    play(looking)
+
+
+def test_a_filter_from_the_command_line_is_there_from_the_start() -> None:
+    async def looking(screen: Screen) -> None:
+        await screen.give(with_workers("alpha", "beta"))
+        assert screen.rows("alpha", "beta") == ["beta"]
+
+    play(looking, Options(wanted=Filter.parse("beta")))

@@ -1,0 +1,225 @@
+"""`dynbox top` in a real terminal, before a live box: what is typed, what is seen, and what it does to the box."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from box_under_test import eventually
+from mock_box import MockBox
+from terminal import Terminal
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+WORKER = "tiny.aggregated.0"
+
+
+def environment(box: MockBox) -> dict[str, str]:
+    return {name: value for name, value in box.env.items() if name != "NO_COLOR"}
+
+
+def open_top(box: MockBox, *options: str, columns: int = 120, rows: int = 40) -> Terminal:
+    return Terminal(box.command("top", *options), environment(box), columns=columns, rows=rows)
+
+
+def figures(box: MockBox, kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(each["figures"] for each in box.ps()["processes"] if each["kind"] == kind)
+    return found
+
+
+def select_worker(top: Terminal) -> None:
+    """Leave one row on the fleet screen: the cursor is on it."""
+    top.wait_for(rf"^{WORKER} .*ready")
+    top.press("/")
+    top.wait_for("filter")
+    top.type(WORKER)
+    top.wait_without("^router ")
+    top.press("Enter")
+
+
+def stream(box: MockBox, request_id: str) -> str:
+    """A long answer; returns how it ended: the last event of the stream."""
+    body = {"model": "tiny", "prompt": "once upon a time", "max_tokens": 500, "stream": True}
+    done = subprocess.run(
+        ["curl", "-sN", f"http://127.0.0.1:{box.port}/v1/completions", "-H", "Content-Type: application/json",
+         "-H", f"x-request-id: {request_id}", "-d", json.dumps(body)],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_the_screens_show_the_box_and_a_filter_thins_them(slow_box: MockBox) -> None:
+    with open_top(slow_box) as top:
+        top.wait_for(rf"ready +tiny +http://127\.0\.0\.1:{slow_box.port}")
+        top.wait_for(r"^router .*ready")
+        top.wait_for(rf"^{WORKER} .*ready")
+        assert "\x1b[" in top.screen(styles=True)
+        top.press("/")
+        top.type("!aggregated")
+        top.wait_without(rf"^{WORKER}")
+        assert "frontend" in top.screen()
+        top.press("Escape")
+        top.wait_for(rf"^{WORKER} .*ready")
+        for key, seen in (
+            ("2", r"^Traffic"),
+            ("3", r"^Memory"),
+            ("4", r"No request is running"),
+            ("5", r"^tiny +"),
+            ("6", r"\d\d:\d\d:\d\d.* supervisor"),
+            ("7", r"box ready"),
+            ("1", r"^router .*ready"),
+        ):
+            top.press(key)
+            top.wait_for(seen)
+        top.press("?")
+        top.wait_for("esc closes|–")
+        top.press("Escape")
+        top.wait_for(r"^router .*ready")
+        top.press("q")
+        assert eventually(lambda: top.exit_status is not None, "it has ended")
+        assert top.exit_status == 0
+
+
+def test_restarting_a_worker_asks_first_and_happens_in_the_box(slow_box: MockBox) -> None:
+    before = slow_box.process(WORKER)
+    with open_top(slow_box) as top:
+        select_worker(top)
+        top.press("r")
+        top.wait_for(rf"(?i)restart.*{WORKER}")
+        top.press("Escape")
+        top.wait_without("esc leaves")
+        assert slow_box.process(WORKER)["pid"] == before["pid"]
+        top.press("r")
+        top.wait_for("esc leaves")
+        top.press("y")
+        top.wait_for(rf"restart {WORKER}: (?!under way)")
+        after = slow_box.process(WORKER)
+        assert after["pid"] != before["pid"]
+        assert after["state"] == "ready"
+        top.wait_for(rf"^{WORKER} .*ready")
+
+
+def test_cancelling_a_request_ends_the_clients_stream(slow_box: MockBox) -> None:
+    with ThreadPoolExecutor(1) as pool, open_top(slow_box, "--screen", "requests") as top:
+        ending: Future[str] = pool.submit(stream, slow_box, "a-long-story")
+        top.wait_for(r"^a-long-story .*decode")
+        top.press("x")
+        top.wait_for(r"(?i)cancel.*a-long-story")
+        top.press("y")
+        last = ending.result(timeout=30)
+        assert "cancel" in last
+        assert "[DONE]" not in last
+        top.wait_for("No request is running")
+    assert figures(slow_box, "frontend")["active"] == 0
+
+
+def test_the_routers_mode_is_chosen_from_a_list(slow_box: MockBox) -> None:
+    assert figures(slow_box, "router")["mode"] == "kv"
+    with open_top(slow_box, "--screen", "routing") as top:
+        top.wait_for(r"mode kv")
+        top.press("m")
+        top.wait_for(r"round-robin")
+        top.press("2")
+        top.wait_for(r"mode round-robin")
+    assert figures(slow_box, "router")["mode"] == "round-robin"
+
+
+def test_readonly_refuses_to_act(slow_box: MockBox) -> None:
+    before = slow_box.process(WORKER)
+    with open_top(slow_box, "--readonly") as top:
+        top.wait_for("READ.?ONLY")
+        select_worker(top)
+        assert "r restart" not in top.screen()
+        top.press("r")
+        top.press("7")
+        top.wait_for("box ready")
+        assert "esc leaves" not in top.screen()
+        assert "restart was asked for" not in top.screen()
+    assert slow_box.process(WORKER)["pid"] == before["pid"]
+
+
+def test_every_size_is_survived(slow_box: MockBox) -> None:
+    with open_top(slow_box) as top:
+        top.wait_for(r"^router .*ready")
+        top.resize(20, 5)
+        top.wait_for("too small")
+        top.press("2")
+        top.resize(1, 1)
+        top.resize(300, 80)
+        top.wait_for(r"^Traffic")
+        top.resize(80, 24)
+        top.press("1")
+        top.wait_for(r"^router .*ready")
+        top.wait_for(r"q quit")
+        assert len(top.screen().splitlines()) <= 24
+        assert max(map(len, top.screen().splitlines())) <= 80
+
+
+@pytest.mark.parametrize("end", ["q", "C-c", "TERM"])
+def test_leaving_gives_the_terminal_back(slow_box: MockBox, end: str) -> None:
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    with Terminal(shell, {**environment(slow_box), "PS1": "shell> "}, columns=100, rows=30) as terminal:
+        terminal.wait_for("^shell> ")
+        terminal.type("PS1='back> '; " + " ".join(slow_box.command("top")) + "; echo status $?\n")
+        terminal.wait_for(r"^router .*ready")
+        assert terminal.is_alternate
+        if end == "TERM":
+            os.kill(pid_of_top(slow_box), signal.SIGTERM)
+        else:
+            terminal.press(end)
+        terminal.wait_for(r"^status \d+$")
+        terminal.wait_for(r"^back> $")
+        assert not terminal.is_alternate
+        assert not terminal.takes_mouse
+        assert terminal.cursor_is_visible
+        terminal.type("echo $((6*7)); stty -a | grep -o ' echo '\n")
+        terminal.wait_for(r"^42$")
+        terminal.wait_for(r"^ echo $")
+        assert "Traceback" not in terminal.screen()
+
+
+def pid_of_top(box: MockBox) -> int:
+    for pid in box.pids():
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+        if b"top" in words and b"dynamo_box" in words:
+            return pid
+    raise AssertionError("no `dynbox top` runs")
+
+
+def test_a_box_that_goes_and_comes_back_is_followed(slow_box: MockBox) -> None:
+    with open_top(slow_box) as top:
+        top.wait_for(r"^router .*ready")
+        slow_box.down()
+        top.wait_for(r"dynbox up|no box is running|has (stopped|ended)")
+        assert top.exit_status is None
+        slow_box.start_again()
+        top.wait_for(rf"ready +tiny +http://127\.0\.0\.1:{slow_box.port}")
+        top.wait_for(r"^router .*ready")
+        top.wait_without(r"no box is running")
+
+
+def test_a_supervisor_that_is_killed_is_said_to_be_gone(slow_box: MockBox) -> None:
+    supervisor = slow_box.ps()["box"]["pid"]
+    with open_top(slow_box) as top:
+        top.wait_for(r"^router .*ready")
+        os.kill(supervisor, signal.SIGKILL)
+        top.wait_for(r"no box is running|reconnecting|gone|went away|ended|died")
+        assert top.exit_status is None
+        slow_box.start_again()
+        top.wait_for(rf"ready +tiny +http://127\.0\.0\.1:{slow_box.port} +up \ds")
+        top.wait_for(r"^router .*ready")
+
+
+def test_without_a_box_it_waits_for_one(slow_box: MockBox) -> None:
+    slow_box.down()
+    with open_top(slow_box) as top:
+        top.wait_for("no box is running")
+        top.wait_for("dynbox up")
+        slow_box.start_again()
+        top.wait_for(r"^router .*ready")

@@ -1,0 +1,39 @@
+"""systemctl's words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dynamo_box.errors import NotRunning
+from dynamo_box.service.systemctl import Systemctl, journal, parse_state
+from dynamo_box.service.unit import Scope
+
+
+def test_a_running_unit() -> None:
+    state = parse_state(
+        "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\nUnitFileState=enabled\n"
+        "FragmentPath=/u/x.service\nMainPID=12\nNRestarts=3\nStatusText=answers at http://h:1/?a=b\n"
+    )
+    assert (state.loaded, state.active, state.enabled, state.pid, state.restarts) == (True, "active", True, 12, 3)
+    assert state.text == "answers at http://h:1/?a=b"
+    assert state.is_up
+
+
+def test_a_unit_that_systemd_does_not_know() -> None:
+    state = parse_state("LoadState=not-found\nActiveState=inactive\nMainPID=0\nNRestarts=0\nFragmentPath=\n")
+    assert (state.loaded, state.enabled, state.pid, state.fragment) == (False, False, None, "")
+    assert not state.is_up
+
+
+def test_without_the_program_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotRunning) as caught:
+        Systemctl(Scope.SYSTEM).require()
+    assert caught.value.details == ("there is no `systemctl` on PATH",)
+
+
+def test_the_journal_of_either_scope() -> None:
+    assert journal(Scope.USER, "x") == "journalctl --user -u x"
+    assert journal(Scope.SYSTEM, "x") == "journalctl -u x"
