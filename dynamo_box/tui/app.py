@@ -20,6 +20,7 @@ from textual import events
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.filter import LineFilter, NoColor
+from textual.geometry import Size
 from textual.message import Message
 from textual.timer import Timer
 
@@ -155,10 +156,10 @@ class TopApp(App[None]):
         if moved:
             self._draw_bars()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: events.Resize) -> None:
         said = f"terminal too small: {LEAST_WIDTH}×{LEAST_HEIGHT} at least"
-        self._too_small.show([Line(clip_spans((Span(said, Tone.WARN),), self.size.width))])
-        self._choose_widgets()
+        self._too_small.show([Line(clip_spans((Span(said, Tone.WARN),), event.size.width))])
+        self._choose_widgets(event.size)
 
     def on_body_resized(self) -> None:
         self._draw()
@@ -346,14 +347,14 @@ class TopApp(App[None]):
             self._logs.set_filter(self.session.wanted)
             await self.mount(self._logs, after=self._body)
             self._log_feed.start_log(self._inbox.put)
-        self._choose_widgets()
+        self._choose_widgets(self.size)
         if name != LOGS:
             self.set_focus(None)
         self._draw()
 
-    def _choose_widgets(self) -> None:
+    def _choose_widgets(self, size: Size) -> None:
         """One of body and logs between the bars, or only the word that there is no room."""
-        small = self.size.width < LEAST_WIDTH or self.size.height < LEAST_HEIGHT
+        small = size.width < LEAST_WIDTH or size.height < LEAST_HEIGHT
         hidden = {self._body if self._on_logs is not None else self._logs, self._too_small}
         for widget in self.screen_stack[0].children:
             widget.display = widget is self._too_small if small else widget not in hidden

@@ -46,7 +46,6 @@ class Recorder:
             raise UsageError(
                 f"can't record to {path}: {error.strerror}", remedy="name a file in a directory that you may write to"
             ) from error
-        self.path = path
         self.bytes_written = 0
         self.ended = ""
         self.left_out = 0
