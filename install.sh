@@ -58,8 +58,9 @@ main() {
             exec "$VENV/bin/dynbox" up "$@"
             ;;
         test)
-            install_box native,test
             shift
+            [ "${1:-all}" != all ] || require_tmux
+            install_box native,test
             run_tests "$@"
             ;;
         help | -h | --help) usage ;;
@@ -327,6 +328,20 @@ run_tests() {
     "$VENV/bin/python" -m pytest --durations=10 -m "$marks" </dev/null || failed+=("pytest")
     [ ${#failed[@]} -eq 0 ] || fail "failed: $(IFS=,; printf '%s' "${failed[*]}")" "see above"
 }
+
+# The slow tests drive `dynbox top` in a real terminal.
+require_tmux() {
+    if command -v tmux >/dev/null; then return; fi
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing tmux, in which the tests run \`dynbox top\`"
+        apt_install tmux || { apt-get -q update && apt_install tmux; } || true
+    fi >&2 </dev/null
+    command -v tmux >/dev/null ||
+        fail "the command tmux is missing, in which the tests run \`dynbox top\`" \
+            "install the package tmux (Debian, Ubuntu: apt install tmux), or run ./install.sh test quick"
+}
+
+apt_install() { DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "$@"; }
 
 check() {
     say "$*"

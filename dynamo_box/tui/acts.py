@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from dynamo_box.control.client import ControlClient
@@ -18,8 +16,7 @@ DRAIN_S = 30.0
 ANSWER_S = 300.0
 """A restart is answered when the process is ready again, which takes as long as its model takes to load."""
 
-MOST_AT_ONCE = 16
-
+MODE = "mode"
 ROUTER_MODES = ("kv", "round-robin", "random")
 
 
@@ -44,9 +41,9 @@ class Refusal:
 
 def order(act: Act, row: str | None, snapshot: BoxSnapshot) -> Order | Refusal:
     """What `act` means for the row under the cursor."""
-    if act.kind == "mode":
+    if act.kind == MODE:
         router = next((each.name for each in snapshot.processes if isinstance(each.figures, RouterFigures)), None)
-        return Refusal("there is no router that says how it routes") if router is None else Order("mode", "", router)
+        return Refusal("there is no router that says how it routes") if router is None else Order(MODE, "", router)
     if row is None:
         return Refusal(f"{act.title}: there is no row under the cursor")
     if act.kind == "cancel":
@@ -88,45 +85,3 @@ def carry_out(run_dir: RunDir, wanted: Order) -> str:
             case unknown:
                 raise BoxError(f"no act is called {unknown!r}")
     return said or f"{wanted}: done"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How an order went, in words for a person."""
-
-    wanted: Order
-    text: str
-    ok: bool
-
-
-class Steering:
-    """Orders under way, each in a thread of its own: one of them may take as long as a model takes to load.
-
-    The threads are daemons. Who leaves the screen doesn't wait for a drain, and the box carries on with it.
-    """
-
-    def __init__(self, run_dir: RunDir, done: Callable[[Outcome], object]) -> None:
-        """`done` is called from the order's thread."""
-        self._run_dir = run_dir
-        self._done = done
-        self._under_way: set[Order] = set()
-        self._lock = threading.Lock()
-
-    def start(self, wanted: Order) -> bool:
-        """Whether it was begun: not while the same is under way, or too much is."""
-        with self._lock:
-            if wanted in self._under_way or len(self._under_way) >= MOST_AT_ONCE:
-                return False
-            self._under_way.add(wanted)
-        threading.Thread(target=self._run, args=(wanted,), name=f"act-{wanted.kind}", daemon=True).start()
-        return True
-
-    def _run(self, wanted: Order) -> None:
-        try:
-            outcome = Outcome(wanted, carry_out(self._run_dir, wanted), ok=True)
-        except BoxError as error:
-            outcome = Outcome(wanted, f"{error.what}; {error.remedy}" if error.remedy else error.what, ok=False)
-        finally:
-            with self._lock:
-                self._under_way.discard(wanted)
-        self._done(outcome)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -22,15 +22,15 @@ from textual.binding import Binding, BindingType
 from textual.filter import LineFilter, NoColor
 from textual.geometry import Size
 from textual.message import Message
-from textual.timer import Timer
 
 from dynamo_box.paths import RunDir
-from dynamo_box.tui import acts, bars, help_page
+from dynamo_box.tui import bars, help_page
 from dynamo_box.tui.body import Body
-from dynamo_box.tui.dialogs import Answer, QuestionDialog, TextDialog
+from dynamo_box.tui.dialogs import TextDialog
 from dynamo_box.tui.filter import EVERYTHING, Filter, FilterError
 from dynamo_box.tui.inbox import Inbox
 from dynamo_box.tui.keys import KEYS, SCREEN_KEYS, SEEK_KEYS, Key
+from dynamo_box.tui.keys_bar import KeysBar
 from dynamo_box.tui.line_widget import LineWidget
 from dynamo_box.tui.log_feed import LiveLog, LogBatch, LogFeed
 from dynamo_box.tui.model import Act, Lines, Span, Tone
@@ -38,7 +38,8 @@ from dynamo_box.tui.palette import BoxCommands, Command
 from dynamo_box.tui.screens import LOGS, SCREENS
 from dynamo_box.tui.session import Options, Session
 from dynamo_box.tui.source import NewSnapshot, Source, SourceEvent
-from dynamo_box.tui.text import BLANK, Line, clip_spans, spans_width
+from dynamo_box.tui.steering import Answered, Steering
+from dynamo_box.tui.text import Line, clip_spans
 from dynamo_box.tui.theme_names import NONE
 from dynamo_box.tui.themes import THEMES
 
@@ -49,20 +50,11 @@ if TYPE_CHECKING:
     from dynamo_box.tui.views.logs import LogsWidget
 
 LEAST_WIDTH, LEAST_HEIGHT = 40, 10
-NOTICE_S = 6.0
 TICK_S = 1.0
 
 
 class Arrived(Message):
     """There is something in the inbox."""
-
-
-class Answered(Message):
-    """The box has said how an act went."""
-
-    def __init__(self, outcome: acts.Outcome) -> None:
-        super().__init__()
-        self.outcome = outcome
 
 
 def _bindings(keys: Iterable[Key]) -> list[BindingType]:
@@ -90,21 +82,19 @@ class TopApp(App[None]):
         options = options or Options()
         self.animation_level = "none"
         self.session = Session(source, options)
-        self._source, self._log_feed, self._run_dir = source, log, run_dir
+        self._source, self._log_feed, self._looks_in = source, log, str(run_dir.root)
         self._inbox: Inbox[SourceEvent | LogBatch] = Inbox(
             lambda: self.post_message(Arrived()), lambda event: isinstance(event, NewSnapshot)
         )
-        self._steering = acts.Steering(run_dir, lambda outcome: self.post_message(Answered(outcome)))
         self._look = THEMES[options.theme]
-        self._notice: tuple[str, Tone] | None = None
-        self._notice_timer: Timer | None = None
         self._detail_of: tuple[str, str] | None = None
         self._logs: LogsWidget | None = None
         self._filter_line: FilterLine | None = None
-        self._status, self._tabs, self._keys = LineWidget(id="status"), LineWidget(id="tabs"), LineWidget(id="keys")
+        self._status, self._tabs, self._keys = LineWidget(id="status"), LineWidget(id="tabs"), KeysBar()
         self._too_small = LineWidget(id="too-small")
         self._body = Body()
         self._body.open(options.screen)
+        self._steering = Steering(self, run_dir, self._keys.say)
         self.failure: Exception | None = None
         """A defect that ended the app; whoever ran it reports it."""
 
@@ -114,11 +104,11 @@ class TopApp(App[None]):
     async def on_mount(self) -> None:
         self._put_on(self._look.name)
         if not self.is_headless:
-            for number in (signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, self.exit)
+        self._source.start(self._inbox.put)
         self.set_interval(TICK_S, self._draw_bars)
         await self._open(self.session.screen)
-        self._source.start(self._inbox.put)
 
     def _handle_exception(self, error: Exception) -> None:
         """Textual would print a traceback over the terminal; `dynbox` has a place for them."""
@@ -134,8 +124,10 @@ class TopApp(App[None]):
             self._log_feed.close_log()
 
     def get_line_filters(self) -> list[LineFilter]:
-        """Without colour, what Textual draws itself (input, palette) has none either."""
-        return [*super().get_line_filters(), *([NoColor()] if self._look.name == NONE else [])]
+        """Our lines have the colours that they shall have, and need none of Textual's filters. Without colour, what
+        Textual draws itself (input, palette) has none either.
+        """
+        return [NoColor()] if self._look.name == NONE else []
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return self.session.replay is not None if action in ("seek", "speed") else True
@@ -166,7 +158,7 @@ class TopApp(App[None]):
 
     def on_key(self, event: events.Key) -> None:
         """Keys that no widget wanted, before the bindings have their turn: those of the screen's acts."""
-        self._clear_notice()
+        self._keys.clear()
         act = next((each for each in self.session.acts if each.key == event.character), None)
         if act is not None and len(self.screen_stack) == 1:
             event.prevent_default()
@@ -244,7 +236,7 @@ class TopApp(App[None]):
 
     def action_help(self) -> None:
         tables = [] if self._on_logs is not None else [pane.table for pane in self._body.stack.tables]
-        keys = [key for key in self._keys_here() if key.shown]
+        keys = [key for key in self.session.keys if key.shown]
         self.push_screen(TextDialog(help_page.page(self.session.screen, keys, self.session.acts, tables), self._look))
 
     def action_detail(self) -> None:
@@ -272,40 +264,24 @@ class TopApp(App[None]):
         try:
             self._set_filter(Filter.parse(event.value))
         except FilterError as error:
-            self._say(f"{error}", Tone.BAD)
+            self._keys.say(f"{error}", Tone.BAD)
         else:
-            self._clear_notice()
+            self._keys.clear()
 
     async def on_filter_line_left(self, event: FilterLine.Left) -> None:
         if event.clear:
             self._set_filter(EVERYTHING)
-        self._clear_notice()
+        self._keys.clear()
         await self._close_filter_line()
 
-    # Acts
-
     def do(self, act: Act) -> None:
-        """Ask what has to be asked, then tell the box."""
-        frame = self.session.frame
-        if frame is None or act not in self.session.acts:
-            return
-        current = self._body.stack.current
-        order = acts.order(act, current[1].key if current else None, frame.snapshot)
-        if isinstance(order, acts.Refusal):
-            self._say(order.reason, Tone.WARN)
-        elif act.kind == "mode":
-            modes = [Answer(str(at), mode, mode) for at, mode in enumerate(acts.ROUTER_MODES, 1)]
-            asked = f"How shall requests be routed? Now: {acts.router_mode(frame.snapshot)}"
-            self._ask("router", asked, modes, lambda mode: self._begin(acts.Order("mode", mode, order.process)))
-        elif act.question:
-            answers = [Answer("n", "", "no"), Answer("y", "yes", f"yes, {act.title}")]
-            self._ask(act.title, acts.question(act, order.target), answers, lambda _: self._begin(order))
-        else:
-            self._begin(order)
+        """An act of this screen, to the row under the cursor."""
+        frame, current = self.session.frame, self._body.stack.current
+        if frame is not None and act in self.session.acts:
+            self._steering.do(act, current[1].key if current else None, frame.snapshot, self._look)
 
     def on_answered(self, message: Answered) -> None:
-        outcome = message.outcome
-        self._say(f"{outcome.wanted}: {outcome.text}", Tone.GOOD if outcome.ok else Tone.BAD)
+        self._steering.answered(message)
 
     def commands(self) -> Iterator[Command]:
         """What the palette finds."""
@@ -317,20 +293,9 @@ class TopApp(App[None]):
             )
         for name in THEMES:
             yield Command(f"theme: {name}", "", partial(self._put_on, name))
-        for key in self._keys_here():
+        for key in self.session.keys:
             if key.hint:
                 yield Command(key.hint, key.help, partial(self.run_action, key.action))
-
-    def _ask(self, title: str, question: str, answers: list[Answer], then: Callable[[str], object]) -> None:
-        def answered(value: str | None) -> None:
-            if value:
-                then(value)
-
-        self.push_screen(QuestionDialog(title, question, answers, self._look), answered)
-
-    def _begin(self, order: acts.Order) -> None:
-        begun = self._steering.start(order)
-        self._say(f"{order}: under way" if begun else f"{order}: that is under way already", Tone.ACCENT)
 
     # What is drawn
 
@@ -345,6 +310,7 @@ class TopApp(App[None]):
             self._logs = LogsWidget(id="logs")
             self._logs.set_theme(self._look)
             self._logs.set_filter(self.session.wanted)
+            self._logs.set_paused(self.session.paused)
             await self.mount(self._logs, after=self._body)
             self._log_feed.start_log(self._inbox.put)
         self._choose_widgets(self.size)
@@ -355,9 +321,12 @@ class TopApp(App[None]):
     def _choose_widgets(self, size: Size) -> None:
         """One of body and logs between the bars, or only the word that there is no room."""
         small = size.width < LEAST_WIDTH or size.height < LEAST_HEIGHT
-        hidden = {self._body if self._on_logs is not None else self._logs, self._too_small}
-        for widget in self.screen_stack[0].children:
-            widget.display = widget is self._too_small if small else widget not in hidden
+        self._too_small.display = small
+        for bar in (self._status, self._tabs, self._keys):
+            bar.display = not small
+        self._body.display = not small and self._on_logs is None
+        if self._logs is not None:
+            self._logs.display = not small and self._on_logs is not None
 
     @property
     def _on_logs(self) -> LogsWidget | None:
@@ -372,7 +341,7 @@ class TopApp(App[None]):
         if self._on_logs is not None or not self._body.size.height:
             return
         if self.session.frame is None:
-            self._body.show(self._centred(bars.nothing_yet(self.session.feed, str(self._run_dir.root))))
+            self._body.show(bars.nothing_yet(self.session.feed, self._looks_in, *self._body.size))
             return
         self._body.show_panels(
             self.session.panels(self._body.size.width), self.session.wanted, stale=self.session.stale
@@ -389,26 +358,8 @@ class TopApp(App[None]):
         width = self.size.width
         self._status.show([self.session.status(time.time(), width)])
         self._tabs.show([bars.tabs(self.session.screen, width)])
-        if self._notice is not None:
-            self._keys.show([bars.notice(*self._notice, width)])
-        else:
-            hints = [(act.key, act.title) for act in self.session.acts]
-            hints += [(key.shown, key.hint) for key in self._keys_here() if key.hint]
-            self._keys.show([bars.keys(hints, width)])
-
-    def _centred(self, lines: list[tuple[Span, ...]]) -> list[Line]:
-        width, height = self._body.size
-        above = [BLANK] * max((height - len(lines)) // 2, 0)
-        clipped = [clip_spans(line, width) for line in lines]
-        return above + [Line((Span(" " * ((width - spans_width(line)) // 2)), *line)) for line in clipped]
-
-    def _keys_here(self) -> tuple[Key, ...]:
-        keys: tuple[Key, ...] = KEYS
-        if self._on_logs is not None:
-            from dynamo_box.tui.views.logs import KEYS as LOG_KEYS
-
-            keys = LOG_KEYS + tuple(key for key in KEYS if key.id not in _OF_TABLES)
-        return keys if self.session.replay is None else (*SEEK_KEYS, *keys)
+        hints = [(act.key, act.title) for act in self.session.acts]
+        self._keys.show_keys(hints + [(key.shown, key.hint) for key in self.session.keys if key.hint])
 
     def _show_page(self, page: Lines | None) -> None:
         if page is not None:
@@ -436,20 +387,3 @@ class TopApp(App[None]):
         for screen in self.screen_stack:
             for widget in screen.query(LineWidget):
                 widget.set_theme(self._look)
-
-    def _say(self, text: str, tone: Tone) -> None:
-        """One line where the keys stand, until a key is pressed or NOTICE_S have passed."""
-        self._clear_notice()
-        self._notice = (text, tone)
-        self._notice_timer = self.set_timer(NOTICE_S, self._clear_notice)
-        self._draw_bars()
-
-    def _clear_notice(self) -> None:
-        if self._notice_timer is not None:
-            self._notice_timer.stop()
-        if self._notice is not None:
-            self._notice = self._notice_timer = None
-            self._draw_bars()
-
-
-_OF_TABLES = frozenset({"sort", "sort.reverse", "table.next", "table.previous"})

@@ -12,7 +12,7 @@ from dynamo_box.tui.feed import Feed, Link
 from dynamo_box.tui.model import Span, Tone
 from dynamo_box.tui.screens import SCREENS
 from dynamo_box.tui.source import Why
-from dynamo_box.tui.text import Line, Mark, clip_spans, spans_width
+from dynamo_box.tui.text import BLANK, Line, Mark, clip_spans, spans_width
 from dynamo_box.wording import duration, printable
 
 _STATE_TONES = {
@@ -99,8 +99,25 @@ def notice(text: str, tone: Tone, width: int) -> Line:
     return Line(clip_spans((Span(" ".join(printable(text).split()), tone),), width), Mark.BAR)
 
 
-def nothing_yet(feed: Feed, where: str) -> list[tuple[Span, ...]]:
-    """What stands on the screen before the first snapshot."""
+def nothing_yet(feed: Feed, where: str, width: int, height: int) -> list[Line]:
+    """What stands in the middle of the screen before the first snapshot; `where` is the run dir."""
+    lines = [clip_spans(line, width) for line in _waiting(feed, where)]
+    above = [BLANK] * max((height - len(lines)) // 2, 0)
+    return above + [Line((Span(" " * ((width - spans_width(line)) // 2)), *line)) for line in lines]
+
+
+def join(parts: Iterable[Part], width: int) -> tuple[Span, ...]:
+    """Parts two cells apart, as many as fit, the most important first."""
+    kept = list(parts)
+    while len(kept) > 1 and sum(spans_width(part.spans) for part in kept) + 2 * (len(kept) - 1) > width:
+        kept.remove(min(kept, key=lambda part: part.importance))
+    spans: list[Span] = []
+    for part in kept:
+        spans += [Span("  "), *part.spans] if spans else part.spans
+    return clip_spans(tuple(spans), max(width, 0))
+
+
+def _waiting(feed: Feed, where: str) -> list[tuple[Span, ...]]:
     match feed.link, feed.lost:
         case Link.LOST, lost if lost is not None:
             return [
@@ -115,17 +132,6 @@ def nothing_yet(feed: Feed, where: str) -> list[tuple[Span, ...]]:
             return [(Span("the recording holds nothing that can be shown", Tone.WARN),)]
         case _:
             return [(Span("looking for a box…", Tone.DIM),)]
-
-
-def join(parts: Iterable[Part], width: int) -> tuple[Span, ...]:
-    """Parts two cells apart, as many as fit, the most important first."""
-    kept = list(parts)
-    while len(kept) > 1 and sum(spans_width(part.spans) for part in kept) + 2 * (len(kept) - 1) > width:
-        kept.remove(min(kept, key=lambda part: part.importance))
-    spans: list[Span] = []
-    for part in kept:
-        spans += [Span("  "), *part.spans] if spans else part.spans
-    return clip_spans(tuple(spans), max(width, 0))
 
 
 def _of_link(feed: Feed, now: float) -> Iterable[Part]:

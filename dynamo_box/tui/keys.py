@@ -26,7 +26,7 @@ SCREEN_KEYS = tuple(
     for each in SCREENS
 )
 
-KEYS = (
+KEYS: tuple[Key, ...] = (
     Key("slash", "filter", "filter", "/", "filter", "show what matches a regular expression; ! turns it round"),
     Key("s", "sort", "sort", "s", "sort", "sort by the next column, or click its head"),
     Key("S", "sort.reverse", "sort_reverse", "S", "", "turn the order round"),
@@ -54,3 +54,6 @@ SEEK_KEYS = (
     Key("left_square_bracket", "replay.slower", "speed(0.5)", "[", "", "half the speed"),
     Key("right_square_bracket", "replay.faster", "speed(2)", "]", "speed", "twice the speed"),
 )
+
+OF_TABLES = frozenset({"sort", "sort.reverse", "table.next", "table.previous"})
+"""Keys, by id, that mean nothing to the logs."""

@@ -11,7 +11,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
-from dynamo_box.tui.text import BLANK, Line, spans_width, width_of
+from dynamo_box.tui.text import BLANK, Line, spans_width
 from dynamo_box.tui.theme_names import DARK
 from dynamo_box.tui.themes import THEMES, Theme
 
@@ -70,18 +70,17 @@ class LineWidget(Widget):
 
 def changed_cells(before: Line, after: Line, width: int) -> tuple[int, int]:
     """Where on a line of `width` cells something else stands; what is equal at its ends needn't cross the wire."""
+    old, new = before.spans, after.spans
     if before.mark is not after.mark:
         return 0, width
-    start = 0
-    for old, new in zip(before.spans, after.spans, strict=False):
-        if old != new:
-            break
-        start += width_of(new.text)
-    end = width
-    if spans_width(before.spans) == spans_width(after.spans):
-        end = spans_width(after.spans)
-        for old, new in zip(reversed(before.spans), reversed(after.spans), strict=False):
-            if old != new or end - width_of(new.text) <= start:
-                break
-            end -= width_of(new.text)
-    return min(start, width), max(min(end, width), min(start, width))
+    shortest = min(len(old), len(new))
+    left = 0
+    while left < shortest and old[left] == new[left]:
+        left += 1
+    right = 0
+    while right < shortest - left and old[-1 - right] == new[-1 - right]:
+        right += 1
+    start = spans_width(new[:left])
+    gone, come = spans_width(old[left : len(old) - right]), spans_width(new[left : len(new) - right])
+    end = start + come if gone == come else width
+    return min(start, width), min(end, width)

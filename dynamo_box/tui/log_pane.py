@@ -218,7 +218,7 @@ class LogPane:
         return (
             Span(clock(line.at)[: 8 if width < _NARROW else 12] + " ", Tone.DIM),
             Span(f"{level[:7]:<7} " if width >= _NARROW else f"{level[:4]:<4} ", tone),
-            Span(fill(one_line(line.process), self._process_width) + "  ", Tone.ACCENT),
+            Span(fill(one_line(line.process), self._process_width, front=True) + "  ", Tone.ACCENT),
             Span(line.text, tone),
         )
 

@@ -52,7 +52,8 @@ class Cell(NamedTuple):
 @dataclass(frozen=True)
 class Column:
     """`keep` says who stays when the terminal is narrow: the lowest goes first, 0 never. `least` is the width below
-    which its text isn't clipped to make room for others; `widest` is where it is clipped in any case.
+    which its text isn't clipped to make room for others; `widest` is where it is clipped in any case. `tail`: what is
+    clipped is the beginning, since names of processes differ at their end.
     """
 
     key: str
@@ -62,6 +63,7 @@ class Column:
     least: int = 4
     widest: int = 60
     help: str = ""
+    tail: bool = False
 
 
 class Row(NamedTuple):

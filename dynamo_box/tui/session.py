@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dynamo_box.tui.bars import Playing, playing, status
 from dynamo_box.tui.feed import Feed, Link
 from dynamo_box.tui.filter import EVERYTHING, Filter
+from dynamo_box.tui.keys import KEYS, OF_TABLES, SEEK_KEYS, Key
 from dynamo_box.tui.model import Act, Frame, Lines, Panel, Span, Tone
 from dynamo_box.tui.screens import LOGS, SCREENS, view
 from dynamo_box.tui.source import Seekable, Source, SourceEvent
@@ -82,6 +83,16 @@ class Session:
     def acts(self) -> tuple[Act, ...]:
         """What can be done on this screen."""
         return view(self.screen).acts if self._steers and self.screen != LOGS else ()
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """What works on this screen, beside its acts and the keys of the screens."""
+        keys = KEYS
+        if self.screen == LOGS:
+            from dynamo_box.tui.views.logs import KEYS as LOG_KEYS
+
+            keys = LOG_KEYS + tuple(key for key in KEYS if key.id not in OF_TABLES)
+        return keys if self.replay is None else (*SEEK_KEYS, *keys)
 
     def panels(self, width: int) -> tuple[Panel, ...]:
         """Of the screen that is open; none before the first snapshot, and none for the logs."""

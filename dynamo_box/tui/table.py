@@ -133,7 +133,7 @@ class TablePane:
         lines = [Line(self._title(width, len(visible))), Line(self._heads(width), Mark.HEAD)]
         for index, row in enumerate(visible, self._top):
             on_cursor = Mark.CURSOR if focused else Mark.CURSOR_BEHIND
-            lines.append(Line(self._row(row, width), on_cursor if index == self._cursor else Mark.NONE))
+            lines.append(Line(self._row(row), on_cursor if index == self._cursor else Mark.NONE))
         if not self.rows:
             text = (
                 f"nothing matches {self._filter.text}" if self._filter.active and self.table.rows else self.table.empty
@@ -200,14 +200,14 @@ class TablePane:
             texts.append(fill(title, wide, right=column.right))
         return clip_spans((Span((" " * self._gap).join(texts), Tone.DIM),), width)
 
-    def _row(self, row: Row, width: int) -> tuple[Span, ...]:
+    def _row(self, row: Row) -> tuple[Span, ...]:
         spans: list[Span] = []
         between = ""
         for column, wide, cell in zip(self.table.columns, self._widths, row.cells, strict=True):
             if wide:
-                spans.append(Span(between + fill(cell.text, wide, right=column.right), cell.tone))
+                spans.append(Span(between + fill(cell.text, wide, right=column.right, front=column.tail), cell.tone))
                 between = " " * self._gap
-        return clip_spans(tuple(spans), width)
+        return tuple(spans)
 
     def _shown(self) -> list[tuple[Column, int]]:
         return [(column, wide) for column, wide in zip(self.table.columns, self._widths, strict=True) if wide]

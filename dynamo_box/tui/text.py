@@ -46,9 +46,23 @@ def clip(text: str, width: int) -> str:
     return set_cell_size(text, width - 1).rstrip() + ELLIPSIS
 
 
-def fill(text: str, width: int, *, right: bool = False) -> str:
-    """`text` in exactly `width` cells."""
-    clipped = clip(text, width)
+def clip_front(text: str, width: int) -> str:
+    """The end of `text` in at most `width` cells, behind an ellipsis if something is missing."""
+    if width_of(text) <= width:
+        return text
+    if width <= 1:
+        return ELLIPSIS[:width]
+    excess = width_of(text) - (width - 1)
+    for start, character in enumerate(text):
+        if excess <= 0:
+            return ELLIPSIS + text[start:]
+        excess -= width_of(character)
+    return ELLIPSIS
+
+
+def fill(text: str, width: int, *, right: bool = False, front: bool = False) -> str:
+    """`text` in exactly `width` cells. With `front` it is the beginning that goes where there is no room."""
+    clipped = clip_front(text, width) if front else clip(text, width)
     blanks = " " * (width - width_of(clipped))
     return blanks + clipped if right else clipped + blanks
 

@@ -43,8 +43,9 @@ class Theme:
         segments: list[Segment] = []
         texts: list[str] = []
         style: Style | None = None
-        blanks = Span(" " * max(width - spans_width(line.spans), 0))
-        for text, tone in (*clip_spans(line.spans, width), blanks):
+        blank = width - spans_width(line.spans)
+        spans = clip_spans(line.spans, width) if blank < 0 else line.spans
+        for text, tone in (*spans, Span(" " * blank)):
             now = self.style(Tone.DIM if dimmed and tone is not Tone.FREE else tone, line.mark)
             if now is not style and texts:
                 segments.append(Segment("".join(texts), style))

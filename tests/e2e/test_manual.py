@@ -36,6 +36,7 @@ from dynamo_box.profile.load import load_text
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "dynamo_box" / "help").glob("*.md"))}
+README = (ROOT / "README.md").read_text("utf-8")
 LAST_PAGE = "up"
 """Its examples take the box down."""
 
@@ -192,10 +193,11 @@ def test_every_example_of_the_manual_works(tmp_path: Path, tiny_model: Path, smo
         reader.box.destroy()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, "README"])
 def test_the_command_line_understands_every_example(page: str) -> None:
-    inline = re.findall(r"`(dynbox [^`]+)`", PAGES[page])
-    for command in [*examples(PAGES[page]), *map(definite, inline)]:
+    text = PAGES.get(page, README)
+    inline = re.findall(r"`(dynbox [^`]+)`", text)
+    for command in [*examples(text), *map(definite, inline)]:
         if "…" not in command:
             parse(command)
 
@@ -215,7 +217,7 @@ def test_every_profile_in_the_manual_loads(page: str) -> None:
 
 
 def test_every_verb_has_an_example() -> None:
-    shown = " ".join([*PAGES.values(), (ROOT / "README.md").read_text("utf-8")])
+    shown = " ".join([*PAGES.values(), README])
     assert [verb for verb in VERBS if f"dynbox {verb}" not in shown] == []
 
 

@@ -186,6 +186,36 @@ def test_other_platforms_are_refused(checkout: Checkout, tmp_path: Path) -> None
     assert "this is Darwin arm64" in run.stderr
 
 
+APT_GET = """
+echo "apt-get $*" >>"$0.calls"
+[ "$2" = update ] && exec touch "$0.updated"
+[ -e "$0.updated" ] && [ ! -e "$0.broken" ] && printf '#!/bin/sh\\n' >"${0%/*}/tmux" && chmod +x "${0%/*}/tmux"
+"""
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_tmux_is_installed_by_root_and_named_to_others(checkout: Checkout, tmp_path: Path, uid: int) -> None:
+    """Before anything else; the quick lane needs none."""
+    directory = tmp_path / "bin"
+    tool(directory, "id", f"echo {uid}")
+    tool(directory, "apt-get", APT_GET)
+    tool(directory, "uname", "echo Darwin arm64")  # what comes next ends it here
+    for name in ("bash", "chmod", "dirname", "env", "touch", "sh"):
+        (directory / name).symlink_to(shutil.which(name) or "")
+    (directory / "apt-get.broken").touch()
+    refused = checkout.run("test", PATH=str(directory))
+    assert refused.returncode == 1
+    assert "apt install tmux" in refused.stderr
+    assert "Darwin" not in refused.stderr
+    assert "Darwin" in checkout.run("test", "quick", PATH=str(directory)).stderr
+    if uid == 0:
+        (directory / "apt-get.broken").unlink()
+        assert "Darwin" in checkout.run("test", PATH=str(directory)).stderr
+        assert (directory / "apt-get.calls").read_text().count("apt-get -q install -y") == 3
+    else:
+        assert not (directory / "apt-get.calls").exists()
+
+
 def test_a_missing_python_is_named_with_what_to_install(checkout: Checkout, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     for name in TOOLS:

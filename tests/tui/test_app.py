@@ -354,6 +354,16 @@ class TestSizes:
 
         play(resizing)
 
+    def test_nothing_lies_over_the_lines(self) -> None:
+        async def looking(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            for widget in screen.app.screen.query(LineWidget):
+                if widget.display and widget.size:
+                    corner, _ = screen.app.screen.get_widget_at(*widget.region.offset)
+                    assert corner is widget
+
+        play(looking)
+
     def test_only_the_lines_that_changed_are_painted(self) -> None:
         async def counting(screen: Screen) -> None:
             await screen.give(with_workers("alpha", "beta"))

@@ -13,11 +13,11 @@ COLUMNS = (
     Column("request", "REQUEST", keep=6, least=8, widest=36),
     Column("model", "MODEL", keep=1, least=6, widest=24),
     Column("mode", "MODE", keep=3),
-    Column("winner", "WINNER", least=10, widest=36, help="the worker that took it"),
+    Column("winner", "WINNER", least=10, widest=36, help="the worker that took it", tail=True),
     cells.number_column("overlap", "OVERLAP", help="blocks of the prompt cached there, of all of them"),
     cells.number_column("load", "LOAD", keep=7, help="blocks to compute first + blocks in use, with this request"),
     cells.number_column("cost", "COST", keep=9, help="in blocks: what the lowest of wins"),
-    Column("runner_up", "RUNNER-UP", keep=4, least=10, widest=36, help="the cheapest of the others"),
+    Column("runner_up", "RUNNER-UP", keep=4, least=10, widest=36, help="the cheapest of the others", tail=True),
     cells.number_column("its_cost", "ITS COST", keep=5),
     Column("reason", "REASON", keep=2, least=16, widest=80),
 )

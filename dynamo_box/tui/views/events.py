@@ -13,7 +13,7 @@ EVENTS = "events"
 _COLUMNS = (
     Column("time", "TIME", least=8),
     Column("level", "LEVEL", keep=1, least=5, widest=8),
-    Column("process", "PROCESS", keep=2, least=10, widest=32),
+    Column("process", "PROCESS", keep=2, least=10, widest=32, tail=True),
     Column("text", "EVENT", least=20, widest=400),
 )
 _LEVEL_ORDER = {"info": 0.0, "warning": 1.0, "error": 2.0}

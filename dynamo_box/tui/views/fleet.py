@@ -12,7 +12,7 @@ from dynamo_box.tui.views import cells, device_table, process_detail
 PROCESSES = "processes"
 
 _COLUMNS = (
-    Column("process", "PROCESS", least=24, widest=40),
+    Column("process", "PROCESS", least=24, widest=40, tail=True),
     Column("model", "MODEL", keep=3, least=8, widest=24),
     Column("role", "ROLE", keep=2, least=10, widest=12),
     Column("state", "STATE", least=16, widest=52, help="state, phase of the start and how far it is"),

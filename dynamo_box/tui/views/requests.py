@@ -21,7 +21,7 @@ _COLUMNS = (
     cells.number_column("age", "AGE"),
     Column("phase", "PHASE", least=7, widest=16),
     Column("model", "MODEL", keep=1, least=6, widest=24),
-    Column("worker", "WORKER", least=10, widest=36),
+    Column("worker", "WORKER", least=10, widest=36, tail=True),
     cells.number_column("prompt", "PROMPT", keep=5, help="tokens of the prompt, once it is tokenised"),
     cells.number_column("cached", "CACHED", keep=3, help="of these, tokens that were in the worker's KV cache"),
     cells.number_column("hit", "HIT", keep=4, help="cached tokens of the prompt's"),

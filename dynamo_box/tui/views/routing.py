@@ -165,7 +165,7 @@ def _row(worker: _Worker, total: int, name_width: int, bar: int) -> Line:
     share = cells.ratio(worker.requests, total)
     filled = round((share or 0.0) * bar)
     return (
-        Span(fill(cells.one_line(worker.name), name_width) + " "),
+        Span(fill(cells.one_line(worker.name), name_width, front=True) + " "),
         *charts.heat([None if bucket is None else bucket.hit_rate for bucket in worker.buckets]),
         Span(fill(now.text, len("  NOW"), right=True), now.tone),
         Span(" " * bool(bar) + "━" * filled, Tone.ACCENT),

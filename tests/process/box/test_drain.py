@@ -11,11 +11,12 @@ import pytest
 from box_under_test import Box, eventually
 
 DRAINED, OTHER = "tiny.aggregated.0", "tiny.aggregated.1"
-TOKENS = 1000
+TOKENS = 600
+"""More than a second's worth, so that the drain finds them running."""
 
 
-def stream(client: openai.OpenAI, number: int, started: threading.Barrier | None = None) -> tuple[str, int]:
-    """(worker, tokens) of one streamed completion."""
+def stream(client: openai.OpenAI, number: int, started: threading.Barrier) -> tuple[str, int]:
+    """(worker, tokens) of one streamed completion; waits for the others after its first token."""
     response = client.completions.with_raw_response.create(
         model="tiny",
         prompt=f"{number} hello " * 8,
@@ -26,18 +27,19 @@ def stream(client: openai.OpenAI, number: int, started: threading.Barrier | None
     )
     chunks = response.parse()
     next(iter(chunks))
-    if started is not None:
-        started.wait(60)
+    started.wait(60)
     *_, last = chunks
     assert last.usage is not None
     return response.headers["x-dynbox-worker"], last.usage.completion_tokens
 
 
-def pinned(client: openai.OpenAI, worker: str) -> str:
+def ask(client: openai.OpenAI, prompt: str, pin: str | None = None) -> str:
+    """The worker that answered."""
     answer = client.completions.with_raw_response.create(
-        model="tiny", prompt="hello", max_tokens=4, extra_body={"nvext": {"backend_instance_id": worker}}
+        model="tiny", prompt=prompt, max_tokens=8, extra_body={"nvext": {"backend_instance_id": pin}} if pin else None
     )
-    return answer.headers["x-dynbox-worker"]
+    assert answer.parse().choices[0].finish_reason in ("length", "stop")
+    return str(answer.headers["x-dynbox-worker"])
 
 
 def test_running_streams_finish_and_new_requests_go_elsewhere(mock_box: Box) -> None:
@@ -47,9 +49,7 @@ def test_running_streams_finish_and_new_requests_go_elsewhere(mock_box: Box) -> 
     def ask_on(number: int) -> list[str]:
         workers = []
         while not over.is_set():
-            answer = client.completions.with_raw_response.create(model="tiny", prompt=f"more {number}", max_tokens=8)
-            assert answer.parse().choices[0].text
-            workers.append(answer.headers["x-dynbox-worker"])
+            workers.append(ask(client, f"more {number}"))
         return workers
 
     with ThreadPoolExecutor(12) as pool:
@@ -65,9 +65,9 @@ def test_running_streams_finish_and_new_requests_go_elsewhere(mock_box: Box) -> 
     assert {worker for worker, _ in finished} == {DRAINED, OTHER}
     assert OTHER in asked
 
-    assert {stream(client, number)[0] for number in range(10, 14)} == {OTHER}
+    assert {ask(client, f"{number} then") for number in range(8)} == {OTHER}
     with pytest.raises(openai.BadRequestError, match=OTHER):
-        pinned(client, DRAINED)
+        ask(client, "hello", pin=DRAINED)
     assert mock_box.ps()["box"]["state"] == "degraded"
     eventually(lambda: set(mock_box.process("frontend")["figures"]["by_worker"]) == {OTHER}, "the drained one is gone")
     frontend = mock_box.process("frontend")["figures"]
@@ -76,7 +76,7 @@ def test_running_streams_finish_and_new_requests_go_elsewhere(mock_box: Box) -> 
     mock_box.dynbox("restart", DRAINED)
     assert mock_box.wait_ready()["models"][0]["workers_ready"] == 2
     eventually(lambda: DRAINED in mock_box.process("router")["figures"]["workers"], "the router knows it")
-    assert pinned(client, DRAINED) == DRAINED
+    assert ask(client, "hello", pin=DRAINED) == DRAINED
 
 
 def test_the_command_says_what_became_of_it(mock_box: Box) -> None:

@@ -1,0 +1,100 @@
+"""How each screen looks, at three sizes: a recording is played to one moment, and the picture compared.
+
+The README shows some of these pictures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from picture import assert_same_picture
+
+from dynamo_box.paths import RunDir
+from dynamo_box.tui.app import TopApp
+from dynamo_box.tui.line_widget import LineWidget
+from dynamo_box.tui.replay import open_replay
+from dynamo_box.tui.screens import SCREENS
+from dynamo_box.tui.session import Options
+from dynamo_box.tui.theme_names import LIGHT, NONE
+
+SIZES = [(80, 24), (120, 36), (200, 50)]
+DEADLINE_S = 20.0
+SHOWN_BY = {
+    "fleet": "mock.aggregated",
+    "routing": "Decisions",
+    "memory": "SIM-00",
+    "requests": "Requests ",
+    "models": "Models ",
+    "logs": " info ",
+    "events": "Events ",
+}
+"""What stands on a screen once it is drawn."""
+
+
+@pytest.fixture(autouse=True)
+def one_time_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def picture(demo: str, at_s: float, size: tuple[int, int], options: Options, keys: tuple[str, ...] = ()) -> str:
+    """The SVG of a screen, `at_s` into a shipped recording, after `keys`."""
+
+    async def draw() -> str:
+        replay = open_replay(demo, 1.0)
+        replay.set_paused(True)
+        replay.seek(at_s)
+        app = TopApp(replay, replay, RunDir(Path("/nonexistent/run")), options)
+        async with app.run_test(size=size) as pilot:
+            end = time.monotonic() + DEADLINE_S
+            while not _is_drawn(app, options.screen):
+                assert time.monotonic() < end, "nothing was drawn"
+                await pilot.pause(0.02)
+            await pilot.press(*keys)
+            await pilot.pause()
+            return app.export_screenshot(title=f"dynbox top: {options.screen}")
+
+    return asyncio.run(draw())
+
+
+def _is_drawn(app: TopApp, screen: str) -> bool:
+    text = "\n".join(widget.text for widget in app.screen.query(LineWidget) if widget.display)
+    return SHOWN_BY[screen] in text
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("screen", [each.name for each in SCREENS])
+def test_a_routed_load(screen: str, size: tuple[int, int]) -> None:
+    assert_same_picture(picture("routed-load", 26.0, size, Options(screen=screen)), f"{screen}-{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize("theme", [LIGHT, NONE])
+@pytest.mark.parametrize("screen", ["routing", "memory"])
+def test_themes(screen: str, theme: str) -> None:
+    options = Options(screen=screen, theme=theme)
+    assert_same_picture(picture("routed-load", 26.0, (120, 36), options), f"{screen}-{theme}")
+
+
+@pytest.mark.parametrize("screen", ["fleet", "events", "logs"])
+def test_a_crash_and_the_recovery(screen: str) -> None:
+    assert_same_picture(picture("crash-recovery", 38.0, (120, 36), Options(screen=screen)), f"crash-{screen}")
+
+
+@pytest.mark.parametrize(
+    ("name", "screen", "keys"),
+    [
+        ("help", "fleet", ("question_mark",)),
+        ("process", "fleet", ("down", "enter")),
+        ("decision", "routing", ("enter",)),
+        ("filter", "requests", ("slash", *"!decode")),
+    ],
+)
+def test_what_opens_over_a_screen(name: str, screen: str, keys: tuple[str, ...]) -> None:
+    assert_same_picture(picture("routed-load", 26.0, (120, 36), Options(screen=screen), keys), f"over-{name}")
