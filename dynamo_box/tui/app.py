@@ -157,7 +157,13 @@ class TopApp(App[None]):
         self._draw()
 
     def on_key(self, event: events.Key) -> None:
-        """Keys that no widget wanted, before the bindings have their turn: those of the screen's acts."""
+        """Keys that no widget wanted, before the bindings have their turn: those of the screen's acts, and what was
+        typed so fast after the slash that the filter's line was not there yet.
+        """
+        if self._filter_line is not None and event.is_printable and event.character is not None:
+            event.prevent_default()
+            self._filter_line.insert_text_at_cursor(event.character)
+            return
         self._keys.clear()
         act = next((each for each in self.session.acts if each.key == event.character), None)
         if act is not None and len(self.screen_stack) == 1:

@@ -140,10 +140,11 @@ def test_what_cannot_be_understood_is_said_in_words(
 
 def test_it_can_be_closed_while_the_supervisor_is_silent(run_dir: RunDir, supervisor: Supervisor) -> None:
     arrived: queue.Queue[SourceEvent] = queue.Queue()
-    hung_up = threading.Event()
+    watching, hung_up = threading.Event(), threading.Event()
 
     def half_a_frame_and_silence(peer: socket.socket) -> None:
         peer.sendall(frame_of(in_state("ready"))[:50])
+        watching.set()
         peer.settimeout(DEADLINE_S)
         assert peer.recv(1) == b""
         hung_up.set()
@@ -152,6 +153,7 @@ def test_it_can_be_closed_while_the_supervisor_is_silent(run_dir: RunDir, superv
     source = LiveSource(run_dir)
     source.start(arrived.put)
     assert isinstance(arrived.get(timeout=DEADLINE_S), Connected)
+    assert watching.wait(DEADLINE_S)
     source.close()
     assert hung_up.wait(DEADLINE_S)
     assert arrived.empty()
