@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import sys
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 app = complete.verb()
 
 _SIZE = (120, 40)
+END = math.inf
+"""Where a recording is looked at once, if nobody asks for another moment."""
 _MOST_CELLS = 1000
 
 
@@ -52,6 +55,9 @@ def top(
         str | None, typer.Option("--replay", metavar="FILE", help="Play a recording or a demo; no box is needed.")
     ] = None,
     speed: Annotated[float | None, typer.Option("--speed", metavar="X", help="Play so many times as fast.")] = None,
+    at: Annotated[
+        float | None, typer.Option("--at", min=0.0, metavar="SECONDS", help="Go to this moment of the recording.")
+    ] = None,
     readonly: Annotated[bool, typer.Option("--readonly", help="Watch only; nothing can be told to the box.")] = False,
     theme: Annotated[
         str | None, typer.Option("--theme", metavar="NAME", help="dark, light or none (without colour).")
@@ -66,16 +72,16 @@ def top(
     """Watch the box and steer it. Keys 1 to 7 choose a screen; ? says the rest."""
     from dynamo_box.tui.session import Options
 
-    _refuse_nonsense(once=once, as_json=as_json, svg=svg, record=record, replay=replay, speed=speed, size=size)
+    _refuse_nonsense(once=once, as_json=as_json, svg=svg, record=record, replay=replay, speed=speed, at=at, size=size)
     cells = None if size is None else _size(size)
     options = Options(_screen(screen), _filter(wanted), _theme(theme, svg), readonly)
     if as_json:
-        return _print_snapshot(replay)
+        return _print_snapshot(replay, at)
     if not (once or svg or record or _interactive()):
         raise UsageError("`dynbox top` needs a terminal", remedy="use --once, --json or --svg FILE where there is none")
     if once or svg:
-        return _look(options, replay, svg, cells)
-    return _watch(options, replay, speed, record)
+        return _look(options, replay, at, svg, cells)
+    return _watch(options, replay, speed, at, record)
 
 
 def _refuse_nonsense(
@@ -86,6 +92,7 @@ def _refuse_nonsense(
     record: Path | None,
     replay: str | None,
     speed: float | None,
+    at: float | None,
     size: str | None,
 ) -> None:
     given = [name for name, on in (("--once", once), ("--json", as_json), ("--svg", svg), ("--record", record)) if on]
@@ -95,6 +102,8 @@ def _refuse_nonsense(
         raise UsageError("--record and --replay exclude each other", remedy="a recording is a file: copy it")
     if speed is not None and replay is None:
         raise UsageError("--speed is of no use without --replay", remedy="name a recording with --replay FILE")
+    if at is not None and replay is None:
+        raise UsageError("--at is of no use without --replay", remedy="name a recording with --replay FILE")
     if size is not None and not (once or svg):
         raise UsageError("--size is of no use without --once or --svg", remedy="resize the terminal instead")
 
@@ -136,11 +145,13 @@ def _size(text: str) -> tuple[int, int]:
     return cells
 
 
-def _open(replay: str | None, speed: float | None) -> tuple[Source, LogFeed]:
+def _open(replay: str | None, speed: float | None, at: float | None) -> tuple[Source, LogFeed]:
     if replay is not None:
         from dynamo_box.tui.replay import open_replay
 
         played = open_replay(replay, 1.0 if speed is None else speed)
+        if at is not None:
+            played.seek(at)
         return played, played
     from dynamo_box.tui.log_feed import LiveLog
     from dynamo_box.tui.source import LiveSource
@@ -149,7 +160,7 @@ def _open(replay: str | None, speed: float | None) -> tuple[Source, LogFeed]:
     return LiveSource(run), LiveLog(logs_dir(run, home()))
 
 
-def _print_snapshot(replay: str | None) -> ExitCode:
+def _print_snapshot(replay: str | None, at: float | None) -> ExitCode:
     from dynamo_box.tui import headless
     from dynamo_box.tui.session import Options
 
@@ -159,15 +170,17 @@ def _print_snapshot(replay: str | None) -> ExitCode:
         with ControlClient.connect(run_dir()) as client:
             output.json(client.snapshot())
     else:
-        output.json(headless.look(*_open(replay, None), Options()).session.feed.snapshot)
+        output.json(headless.look(*_open(replay, None, END if at is None else at), Options()).session.feed.snapshot)
     return ExitCode.OK
 
 
-def _look(options: Options, replay: str | None, svg: Path | None, size: tuple[int, int] | None) -> ExitCode:
+def _look(
+    options: Options, replay: str | None, at: float | None, svg: Path | None, size: tuple[int, int] | None
+) -> ExitCode:
     """Print the screen or draw it: as wide as the terminal, with every row, if no size is asked for."""
     from dynamo_box.tui import headless
 
-    seen = headless.look(*_open(replay, None), options)
+    seen = headless.look(*_open(replay, None, END if at is None else at), options)
     if svg is not None:
         from dynamo_box.tui.drawing import as_svg
         from dynamo_box.tui.themes import THEMES
@@ -187,9 +200,11 @@ def _look(options: Options, replay: str | None, svg: Path | None, size: tuple[in
     return ExitCode.OK
 
 
-def _watch(options: Options, replay: str | None, speed: float | None, record: Path | None) -> ExitCode:
+def _watch(
+    options: Options, replay: str | None, speed: float | None, at: float | None, record: Path | None
+) -> ExitCode:
     """The screen, or a recording alone where there is no terminal."""
-    source, log = _open(replay, speed)
+    source, log = _open(replay, speed, at)
     if record is None:
         return _show(source, log, options)
     from dynamo_box.tui.log_feed import LiveLog

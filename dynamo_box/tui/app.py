@@ -130,6 +130,9 @@ class TopApp(App[None]):
         return [NoColor()] if self._look.name == NONE else []
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Whether a key means what its binding says now; otherwise it goes to the widget that is being typed into."""
+        if action == "filter":
+            return self._filter_line is None and len(self.screen_stack) == 1
         return self.session.replay is not None if action in ("seek", "speed") else True
 
     def on_arrived(self) -> None:
@@ -157,13 +160,7 @@ class TopApp(App[None]):
         self._draw()
 
     def on_key(self, event: events.Key) -> None:
-        """Keys that no widget wanted, before the bindings have their turn: those of the screen's acts, and what was
-        typed so fast after the slash that the filter's line was not there yet.
-        """
-        if self._filter_line is not None and event.is_printable and event.character is not None:
-            event.prevent_default()
-            self._filter_line.insert_text_at_cursor(event.character)
-            return
+        """Keys that no widget wanted, before the bindings have their turn: those of the screen's acts."""
         self._keys.clear()
         act = next((each for each in self.session.acts if each.key == event.character), None)
         if act is not None and len(self.screen_stack) == 1:
@@ -255,12 +252,13 @@ class TopApp(App[None]):
             self._show_page(self.session.detail(panel, row.key))
 
     async def action_filter(self) -> None:
+        """Open the line for the filter. It has the focus before the next key is looked at, and so gets all of them."""
         from dynamo_box.tui.filter_line import FilterLine
 
-        if (self._filter_line is None and self.session.frame is not None) or self._on_logs is not None:
+        if self.session.frame is not None or self._on_logs is not None:
             self._filter_line = FilterLine(self.session.wanted.text)
             await self.mount(self._filter_line, before=self._keys)
-            self._filter_line.focus()
+            self.set_focus(self._filter_line)
 
     async def action_clear(self) -> None:
         if self._filter_line is None:

@@ -46,7 +46,7 @@ class Look:
 
 
 def look(source: Source, log: LogFeed, options: Options) -> Look:
-    """Start `source`, take in what it has to say now, and close it. Of a recording that is its end.
+    """Start `source`, take in what it has to say now, and close it. A recording is looked at where it stands.
 
     Raises:
         NotRunning: there is no box.
@@ -57,7 +57,6 @@ def look(source: Source, log: LogFeed, options: Options) -> Look:
     session = Session(source, options)
     if session.replay is not None:
         session.replay.set_paused(True)
-        session.replay.seek(session.replay.duration_s)
     source.start(arrived.put)
     try:
         _take(session, arrived)

@@ -9,7 +9,7 @@ from dynamo_box.tui.screens import SCREENS
 
 class Key(NamedTuple):
     """`key` in Textual's words, `shown` as people write it. `hint` is what the last line says, if it names the key.
-    `first`: it works wherever the cursor is, in a line that is being typed too.
+    `first`: it is looked at before any widget gets it.
     """
 
     key: str
@@ -27,7 +27,7 @@ SCREEN_KEYS = tuple(
 )
 
 KEYS: tuple[Key, ...] = (
-    Key("slash", "filter", "filter", "/", "filter", "show what matches a regular expression; ! turns it round"),
+    Key("slash", "filter", "filter", "/", "filter", "show what matches a regular expression; ! turns it round", True),
     Key("s", "sort", "sort", "s", "sort", "sort by the next column, or click its head"),
     Key("S", "sort.reverse", "sort_reverse", "S", "", "turn the order round"),
     Key("space", "pause", "pause", "space", "pause", "hold the screen still; the box goes on"),

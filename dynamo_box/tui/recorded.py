@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dynamo_box.tui.log_feed import LiveLog, LogBatch
 from dynamo_box.tui.recorder import Recorder
 from dynamo_box.tui.source import Deliver, NewSnapshot, Source, SourceEvent
@@ -27,6 +29,8 @@ class Recorded:
         def both(event: SourceEvent) -> None:
             if isinstance(event, NewSnapshot):
                 self._recorder.snapshot(event.snapshot)
+                if event.snapshot.box.logs_dir:
+                    self._log.look_in(Path(event.snapshot.box.logs_dir))
             deliver(event)
 
         def write_down(batch: LogBatch) -> None:

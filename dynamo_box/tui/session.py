@@ -107,6 +107,8 @@ class Session:
     def _marks(self, now: float) -> Iterator[Span]:
         if self._paused_at is not None:
             yield Span(f"PAUSED {duration(now - self._paused_at)} ago", Tone.WARN)
+        if self.replay is not None and self.replay.note:
+            yield Span(self.replay.note, Tone.WARN)
         if self.replay is not None:
             at = Playing(self.replay.position_s, self.replay.duration_s, self.replay.speed, self.replay.paused)
             yield playing(at, ended=self.feed.link is Link.ENDED)

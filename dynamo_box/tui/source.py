@@ -101,6 +101,11 @@ class Seekable(Source, Protocol):
     @property
     def paused(self) -> bool: ...
 
+    @property
+    def note(self) -> str:
+        """What is wrong with the recording, for a person; empty if nothing is."""
+        ...
+
     def seek(self, position_s: float) -> None:
         """Move to `position_s`, clipped to the recording; followed by `Jumped`."""
         ...

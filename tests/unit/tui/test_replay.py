@@ -16,11 +16,13 @@ from dynamo_box.errors import BoxError, UsageError
 from dynamo_box.protocol.figures import RouterFigures, WorkerFigures
 from dynamo_box.snapshot import BoxInfo, BoxSnapshot, ProcessInfo
 from dynamo_box.tui import demos
+from dynamo_box.tui.headless import as_text, look
 from dynamo_box.tui.history import History
 from dynamo_box.tui.log_feed import LogBatch
 from dynamo_box.tui.recorder import Recorder
 from dynamo_box.tui.recording import Recording
 from dynamo_box.tui.replay import Replay, locate, open_replay
+from dynamo_box.tui.session import Options
 from dynamo_box.tui.source import Connected, Ended, Jumped, NewSnapshot, Seekable, SourceEvent
 
 DEADLINE_S = 30
@@ -208,8 +210,8 @@ def test_a_recording_cut_short_says_so(tmp_path: Path) -> None:
     path = record(tmp_path / "cut.dynrec", 3)
     path.write_bytes(path.read_bytes()[:-1])
     replay = open_replay(str(path))
-    assert replay.note == "cut short"
-    replay.close()
+    screen = as_text(look(replay, replay, Options()).lines(100, 5))
+    assert "cut short  REPLAY" in screen.splitlines()[0]
 
 
 def test_a_recording_of_which_nothing_can_be_read(tmp_path: Path) -> None:
