@@ -88,7 +88,7 @@ def _logged_processes() -> list[str]:
 
 
 def _topics() -> list[str]:
-    from dynamo_box.cli.help import topics
+    from dynamo_box.cli.manual import topics
 
     return topics()
 

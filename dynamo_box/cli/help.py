@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dynamo_box.cli import complete, output, terminal
+from dynamo_box.cli.manual import page, title, topics
 from dynamo_box.cli.names import did_you_mean
 from dynamo_box.errors import ExitCode, UsageError
 
 app = complete.verb()
-
-PAGES = Path(__file__).parent.parent / "help"
 
 
 @app.command("help")
@@ -31,26 +29,16 @@ def show(
         if as_json:
             output.json(titles)
         else:
-            output.text("\n".join(f"  dynbox help {name:<16}{text}" for name, text in titles.items()))
+            output.text("\n".join(f"  dynbox help {name:<16}{words}" for name, words in titles.items()))
         return ExitCode.OK
     if topic not in topics():
         raise UsageError(f"there is no page {topic!r}", remedy=did_you_mean(topic, topics(), kind="topics"))
-    page = (PAGES / f"{topic}.md").read_text()
+    text = page(topic)
     if as_json:
-        output.json({"topic": topic, "text": page})
+        output.json({"topic": topic, "text": text})
     else:
-        output.text(_styled(page) if terminal.has_colour(sys.stdout) else page.rstrip())
+        output.text(_styled(text) if terminal.has_colour(sys.stdout) else text.rstrip())
     return ExitCode.OK
-
-
-def topics() -> list[str]:
-    return sorted(path.stem for path in PAGES.glob("*.md"))
-
-
-def title(topic: str) -> str:
-    """The first line of a page, which is its heading."""
-    with (PAGES / f"{topic}.md").open() as page:
-        return page.readline().lstrip("# ").rstrip()
 
 
 def _styled(page: str) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from dynamo_box.errors import PlanRefused
 from dynamo_box.hardware import CpuDevice, Hardware, SimulatedGpus, simulate
 from dynamo_box.plan.budget import allot, capacities, device_plans
-from dynamo_box.plan.fit import fitting_profiles
 from dynamo_box.plan.memory import (
     FRONTEND_BYTES,
     GUARD_BYTES,
@@ -157,6 +156,18 @@ def _not_built(profile: Profile, wanted: list[Demand]) -> list[str]:
     if profile.sleep.after_idle is not None:
         reasons["sleep.after_idle: sleeping models are not built yet; leave it out"] = None
     return list(reasons)
+
+
+def fitting_profiles(hardware: Hardware, facts: Mapping[str, ModelFacts], profiles: Mapping[str, Profile]) -> list[str]:
+    """Names of those that can be planned here, simulated ones last."""
+    fitting: list[str] = []
+    for name, profile in profiles.items():
+        try:
+            make_plan(profile, hardware, facts, run_dir="")
+        except PlanRefused:
+            continue
+        fitting.append(name)
+    return sorted(fitting, key=lambda name: (profiles[name].simulate is not None, name))
 
 
 def _refusal(
