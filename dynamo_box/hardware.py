@@ -16,6 +16,9 @@ import msgspec
 
 from dynamo_box.limits import Cgroups, least, lines, meminfo, number
 
+_SWITCH = "NVSwitch"
+"""Stands for the PCI bus id of a link's other end, which isn't a GPU's."""
+
 
 class Gpu(msgspec.Struct, frozen=True):
     """`links` are UUIDs of GPUs reached over NVLink, None where the driver doesn't say; memory in bytes."""
@@ -148,13 +151,15 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
         name=_text(_read(nvml, nvml.nvmlDeviceGetName, handle)),
         memory_total=None if memory is None else int(memory.total),
         memory_free=None if memory is None else int(memory.free),
-        links=_peer_bus_ids(nvml, handle),
+        links=_link_ends(nvml, handle),
         numa=_numa_node(bus),
     )
 
 
 def _linked(nvml: Any, gpus: list[Gpu]) -> tuple[Gpu, ...]:
-    """NVML names a link's other end by its PCI bus id; turn those into UUIDs."""
+    """Links by the UUID of their other end. The NVSwitches of a machine are one fabric: what has a link to one reaches
+    everything else that has.
+    """
     by_bus: dict[str, str] = {}
     for gpu in gpus:
         handle = _read(nvml, nvml.nvmlDeviceGetHandleByIndex, gpu.index)
@@ -162,10 +167,15 @@ def _linked(nvml: Any, gpus: list[Gpu]) -> tuple[Gpu, ...]:
         if bus:
             by_bus[bus] = gpu.uuid
 
-    def named(links: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted({by_bus[bus] for bus in links if bus in by_bus}))
+    switched = {gpu.uuid for gpu in gpus if _SWITCH in (gpu.links or ())}
 
-    return tuple(gpu if gpu.links is None else msgspec.structs.replace(gpu, links=named(gpu.links)) for gpu in gpus)
+    def named(gpu: Gpu, ends: tuple[str, ...]) -> tuple[str, ...]:
+        found = {by_bus[bus] for bus in ends if bus in by_bus}
+        return tuple(sorted(found | (switched if gpu.uuid in switched else set()) - {gpu.uuid}))
+
+    return tuple(
+        gpu if gpu.links is None else msgspec.structs.replace(gpu, links=named(gpu, gpu.links)) for gpu in gpus
+    )
 
 
 def _bus_id(nvml: Any, handle: Any) -> str | None:
@@ -174,19 +184,26 @@ def _bus_id(nvml: Any, handle: Any) -> str | None:
     return text.lower() if text else None
 
 
-def _peer_bus_ids(nvml: Any, handle: Any) -> tuple[str, ...] | None:
-    peers: list[str] = []
+def _link_ends(nvml: Any, handle: Any) -> tuple[str, ...] | None:
+    """PCI bus ids, or _SWITCH, at the other ends of the active links."""
+    ends: list[str] = []
     answered = False
     for link in range(getattr(nvml, "NVML_NVLINK_MAX_LINKS", 0)):
         active = _read(nvml, nvml.nvmlDeviceGetNvLinkState, handle, link)
         if active is None:
             break
         answered = True
-        info = _read(nvml, nvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link) if active else None
-        bus = None if info is None else _text(info.busId)
-        if bus:
-            peers.append(bus.lower())
-    return tuple(peers) if answered else None
+        if active:
+            ends.append(_link_end(nvml, handle, link) or "")
+    return tuple(filter(None, ends)) if answered else None
+
+
+def _link_end(nvml: Any, handle: Any, link: int) -> str | None:
+    if _read(nvml, nvml.nvmlDeviceGetNvLinkRemoteDeviceType, handle, link) == nvml.NVML_NVLINK_DEVICE_TYPE_SWITCH:
+        return _SWITCH
+    info = _read(nvml, nvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link)
+    bus = None if info is None else _text(info.busId)
+    return bus.lower() if bus else None
 
 
 def _numa_node(bus: str | None) -> int | None:

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from dynamo_box.cli import complete, output
+from dynamo_box.cli import complete, output, stderr
 from dynamo_box.cli.names import did_you_mean
 from dynamo_box.cli.seconds import seconds
 from dynamo_box.control.client import ControlClient
 from dynamo_box.errors import ExitCode, NotRunning
 from dynamo_box.paths import run_dir
+from dynamo_box.wording import printable
 
 app = complete.verb()
 
@@ -38,7 +39,13 @@ def drain(
         names = [process.name for process in client.snapshot().processes]
         if name not in names:
             raise NotRunning(f"no process is called {name!r}", remedy=did_you_mean(name, names, kind="processes"))
-        words = client.drain(name, drain, drain + STOP_MARGIN_S)
+        if drain:
+            stderr.say(f"draining {printable(name)} (running requests get {drain:g} s)")
+        try:
+            words = client.drain(name, drain, drain + STOP_MARGIN_S)
+        except KeyboardInterrupt:
+            stderr.say("the drain goes on; `dynbox ps` shows how far it is, --drain 0 cuts it short")
+            raise
         process = next((each for each in client.snapshot().processes if each.name == name), None)
     if as_json:
         output.json(process)

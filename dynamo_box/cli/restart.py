@@ -8,6 +8,7 @@ import typer
 
 from dynamo_box.cli import complete, output
 from dynamo_box.cli.names import did_you_mean
+from dynamo_box.cli.seconds import seconds
 from dynamo_box.control.client import ControlClient
 from dynamo_box.errors import ExitCode, NotRunning
 from dynamo_box.paths import run_dir
@@ -26,7 +27,9 @@ def restart(
     ],
     drain: Annotated[
         float,
-        typer.Option("--drain", min=0.0, metavar="SECONDS", help="How long its running requests may take to finish."),
+        typer.Option(
+            "--drain", metavar="SECONDS", help="How long its running requests may take to finish.", callback=seconds
+        ),
     ] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the process as it is afterwards, as JSON.")] = False,
 ) -> ExitCode:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import math
 import os
 import re
@@ -188,6 +190,8 @@ def _look(
         width, height = size or _SIZE
         _write(svg, as_svg(seen.lines(width, height), width, THEMES[options.theme], f"dynbox top: {options.screen}"))
         return ExitCode.OK
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # lines and bars are drawn in characters that Latin-1 lacks
     width = size[0] if size else terminal.width(_SIZE[0])
     lines = seen.lines(width, size[1] if size else None)
     if terminal.has_colour(sys.stdout) and options.theme != "none":
@@ -225,6 +229,11 @@ def _watch(
 def _show(source: Source, log: LogFeed, options: Options) -> ExitCode:
     from dynamo_box.tui.app import TopApp
 
+    if codecs.lookup(sys.stderr.encoding).name != "utf-8":
+        raise UsageError(
+            f"this terminal is said to take {sys.stderr.encoding}; the screens are drawn in UTF-8",
+            remedy="LC_ALL=C.UTF-8 dynbox top, if it does take UTF-8; else --once",
+        )
     for name in ("COLUMNS", "LINES"):  # of the shell's making, and wrong as soon as the terminal is resized
         os.environ.pop(name, None)
     top = TopApp(source, log, run_dir(), options)
@@ -235,7 +244,8 @@ def _show(source: Source, log: LogFeed, options: Options) -> ExitCode:
 
 
 def _interactive() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
+    streams = (sys.stdin, sys.stdout, sys.stderr)  # None where the shell has closed one (`<&-`)
+    return all(stream is not None and stream.isatty() for stream in streams)
 
 
 def _truecolor() -> bool:
@@ -243,12 +253,23 @@ def _truecolor() -> bool:
 
 
 def _write(path: Path, text: str) -> None:
+    """A link stays a link, and what is no file (a pipe, /dev/stdout) isn't replaced by one."""
+    try:
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(path.resolve(), text)
+    except OSError as error:
+        raise BoxError(f"can't write {path}: {error.strerror}", remedy="name a file that you may write") from error
+
+
+def _replace(path: Path, text: str) -> None:
     """All of it or nothing: whoever shows the picture on a page never sees half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError as error:
+    except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise BoxError(f"can't write {path}: {error.strerror}", remedy="name a file that you may write") from error
+        raise

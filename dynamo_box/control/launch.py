@@ -149,7 +149,7 @@ def is_held(run_dir: RunDir) -> bool:
     """Whether a supervisor holds the run dir, even one so young that its control socket isn't there yet."""
     try:
         descriptor = os.open(run_dir.lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -12,7 +12,7 @@ from dynamo_box.control.client import ControlClient
 from dynamo_box.control.launch import is_held
 from dynamo_box.doctor import leftovers, processes
 from dynamo_box.doctor.finding import FIX, Finding, failed, passed, skipped, warned
-from dynamo_box.doctor.machine import Machine, user_name
+from dynamo_box.doctor.machine import Machine, is_ours, user_name
 from dynamo_box.doctor.processes import BoxProcess
 from dynamo_box.errors import BoxError, NotRunning
 from dynamo_box.snapshot import BoxSnapshot
@@ -48,8 +48,9 @@ def check(machine: Machine) -> list[Finding]:
         with ControlClient.connect(machine.run, ANSWER_TIMEOUT_S) as client:
             snapshot = client.snapshot(ANSWER_TIMEOUT_S)
     except NotRunning:
-        starting = "one is just starting or stopping" if is_held(machine.run) else "none is running"
-        return [skipped("box", starting), *_check_wanted_port(machine)]
+        is_starting = is_ours(machine.run.root) and is_held(machine.run)
+        found = "one is just starting or stopping" if is_starting else "none is running"
+        return [skipped("box", found), *_check_wanted_port(machine)]
     except BoxError as error:
         supervisor = leftovers.lock_holder(machine.run)
         command = f"kill -9 {supervisor.pid}; dynbox down" if supervisor else ""

@@ -22,7 +22,9 @@ _PATHS = {0: "one board", 10: "one PCIe switch", 20: "PCIe switches", 30: "one h
 
 
 class GpuUser(msgspec.Struct, frozen=True):
-    """A process with memory on a GPU; `bytes` and `name` are None where they can't be read."""
+    """A process with memory on a GPU; `bytes` and `name` are None where they can't be read, `uid` for one that isn't to
+    be seen from here: it lives in another pid namespace.
+    """
 
     pid: int
     bytes: int | None = None
@@ -132,9 +134,9 @@ def judge_users(states: Sequence[GpuState], uid: int) -> Finding:
         parts.append(f"{len(foreign) - _SHOWN_USERS} more")
     parts += [f"{wording.size(held)} on GPU {index} of processes not seen from here" for index, held in unseen.items()]
     command = ""
-    if foreign:
-        sudo = "" if all(user.uid == uid for user in foreign.values()) else "sudo "
-        command = f"{sudo}kill {' '.join(map(str, foreign))}"
+    if seen := [user for user in foreign.values() if user.uid is not None]:
+        sudo = "" if all(user.uid == uid for user in seen) else "sudo "
+        command = f"{sudo}kill {' '.join(str(user.pid) for user in seen)}"
     return warned(name, "; ".join(parts), "their memory is missing from the box's plan", command)
 
 

@@ -53,7 +53,7 @@ def read_states(nvml: Any, gpus: tuple[Gpu, ...]) -> tuple[list[GpuState], list[
         def ask(function: Callable[..., Any], *arguments: Any) -> Any:
             try:
                 return function(*arguments)
-            except (nvml.NVMLError, UnicodeDecodeError):
+            except (nvml.NVMLError, nvml.NVMLLibraryMismatchError, UnicodeDecodeError):
                 return None
 
         handles = {gpu.index: ask(nvml.nvmlDeviceGetHandleByIndex, gpu.index) for gpu in gpus}

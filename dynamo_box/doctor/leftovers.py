@@ -62,11 +62,18 @@ def check_run_dir(machine: Machine) -> list[Finding]:
         info = run.root.lstat()
     except FileNotFoundError:
         return [passed(RUN_DIR, f"{run.root} is made when a box starts")]
-    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
-        why = "`dynbox up` refuses a run dir that others control"
-        found = f"{run.root} is not a directory of this user, but of {user_name(info.st_uid)}"
-        return [failed(RUN_DIR, found, why, "export DYNBOX_RUN_DIR=$HOME/.dynbox-run")]
+    except OSError as error:
+        return [_no_run_dir(f"{run.root}: {error.strerror}")]
+    if not stat.S_ISDIR(info.st_mode):
+        return [_no_run_dir(f"{run.root} is no directory, but a {'link' if stat.S_ISLNK(info.st_mode) else 'file'}")]
+    if info.st_uid != os.getuid():
+        return [_no_run_dir(f"{run.root} belongs to {user_name(info.st_uid)}")]
     return [judge_run_dir(run.root, lock_holder(run), stale_files(run), is_held=is_held(run))]
+
+
+def _no_run_dir(found: str) -> Finding:
+    why = "`dynbox up` takes only a directory that nobody else controls"
+    return failed(RUN_DIR, found, why, "export DYNBOX_RUN_DIR=$HOME/.dynbox-run")
 
 
 def judge_run_dir(root: Path, holder: LockHolder | None, files: Sequence[Path], *, is_held: bool) -> Finding:

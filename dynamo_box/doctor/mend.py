@@ -69,11 +69,14 @@ def _remove_partials(machine: Machine, mended: Mended) -> None:
         if name is None:
             mended.left.append(f"{partial.path}: no pull makes such a name")
             continue
-        with store.lock(name, wait=False) as dead:
-            if dead:
-                _remove(partial.path, mended)
-            else:
-                mended.left.append(f"{partial.path}: that pull is running")
+        try:
+            with store.lock(name, wait=False) as dead:
+                if dead:
+                    _remove(partial.path, mended)
+                else:
+                    mended.left.append(f"{partial.path}: that pull is running")
+        except BoxError as error:
+            mended.left.append(f"{partial.path}: {error.what}")
 
 
 def _remove(path: Path, mended: Mended) -> None:

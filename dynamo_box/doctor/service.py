@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from dynamo_box.doctor.finding import Finding, passed, warned
 from dynamo_box.doctor.machine import Machine, user_name
-from dynamo_box.service.unit import SUFFIX, Scope, is_ours
+from dynamo_box.service.install import installed_names
+from dynamo_box.service.unit import Scope
 
 
 def check(machine: Machine) -> list[Finding]:
     """Nothing where no unit of a box is installed."""
-    units = sorted(path.name for path in Scope.USER.unit_directory().glob(f"*{SUFFIX}") if _is_box(path))
+    units = installed_names(Scope.USER.unit_directory())
     user = user_name(os.getuid())
     lingers = (machine.root / "var/lib/systemd/linger" / user).exists()
     return [judge_linger(units, user, lingers=lingers)] if units else []
@@ -24,10 +24,3 @@ def judge_linger(units: list[str], user: str, *, lingers: bool) -> Finding:
         return passed("service", f"{listed}; runs without a login")
     why = "systemd stops it when the last session of the user ends, and starts it only at a login"
     return warned("service", f"{listed}, but no lingering for {user}", why, f"loginctl enable-linger {user}")
-
-
-def _is_box(path: Path) -> bool:
-    try:
-        return is_ours(path.read_text(errors="replace"))
-    except OSError:
-        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Iterable
 
 from dynamo_box import __version__
@@ -160,8 +160,10 @@ class Stats:
             self.metrics.active.labels(model).set(len(of_model))
             self.metrics.inflight.labels(model).set(sum(each.worker is not None for each in of_model))
             self.metrics.queued.labels(model).set(sum(each.first_token is None for each in of_model))
-        for model, worker in workers:
-            self.metrics.worker_inflight.labels(model, worker).set(sum(each.worker == worker for each in live))
+        on_worker = Counter((request.model, request.worker) for request in live if request.worker is not None)
+        self.metrics.worker_inflight.clear()  # a worker that is gone has no last value
+        for model, worker in {*workers, *on_worker}:
+            self.metrics.worker_inflight.labels(model, worker).set(on_worker[model, worker])
 
     def recent_of(self, worker: str) -> _Recent:
         return self._recent.setdefault(worker, _Recent())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynamo_box.errors import BoxError, UsageError
-from dynamo_box.service.systemctl import Systemctl, UnitState
+from dynamo_box.service.systemctl import Systemctl, UnitState, journal
 from dynamo_box.service.unit import SUFFIX, ServiceUnit, is_ours, unit_text
 
 
@@ -48,13 +48,19 @@ def install(unit: ServiceUnit, directory: Path, systemctl: Systemctl) -> Install
     text = unit_text(unit)
     before = systemctl.state(unit.name)
     require_ours_or_free(path, before)
-    changed = not path.exists() or path.read_text() != text
+    changed = not path.exists() or path.read_text(errors="replace") != text
     if changed:
         _write(path, text)
     systemctl.reload()
-    if not systemctl.state(unit.name).loaded:
+    after = systemctl.state(unit.name)
+    if not after.loaded:
         path.unlink()
         systemctl.reload()
+        if after.fragment:
+            raise BoxError(
+                "systemd doesn't take the unit",
+                remedy=f"`{journal(unit.scope, unit.name)}` says why; it may be older than version 244",
+            )
         raise BoxError(
             f"systemd doesn't read units from {directory}",
             remedy="its own XDG_CONFIG_HOME differs from this shell's: `systemctl --user show-environment`",
@@ -92,8 +98,11 @@ def _exists(path: Path) -> bool:
 
 
 def _is_ours(path: Path) -> bool:
-    """A link (a masked unit is one, to /dev/null) is nobody's file to replace."""
-    return path.is_file() and not path.is_symlink() and is_ours(path.read_text(errors="replace"))
+    """A link (a masked unit is one, to /dev/null) is nobody's file to replace, nor is what can't be read."""
+    try:
+        return path.is_file() and not path.is_symlink() and is_ours(path.read_text(errors="replace"))
+    except OSError:
+        return False
 
 
 def _write(path: Path, text: str) -> None:

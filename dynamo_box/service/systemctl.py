@@ -108,9 +108,13 @@ class Systemctl:
     def _call(self, *arguments: str, timeout_s: float = ANSWER_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         command = [PROGRAM, self._scope.flag, "--no-pager", *arguments]
         try:
-            return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+            return subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False
+            )
         except FileNotFoundError as error:
             raise _unreachable(self._scope, ("there is no `systemctl` on PATH",)) from error
+        except OSError as error:
+            raise _unreachable(self._scope, (f"`systemctl` can't be run: {error.strerror}",)) from error
         except subprocess.TimeoutExpired as error:
             raise TimedOut(f"`{' '.join(command)}` took more than {timeout_s:.0f} s") from error
 
@@ -125,10 +129,15 @@ def parse_state(text: str) -> UnitState:
         result=values.get("Result", ""),
         enabled=values.get("UnitFileState") == "enabled",
         fragment=values.get("FragmentPath", ""),
-        pid=int(values.get("MainPID") or 0) or None,
-        restarts=int(values.get("NRestarts") or 0),
+        pid=_number(values.get("MainPID", "")) or None,
+        restarts=_number(values.get("NRestarts", "")),
         text=values.get("StatusText", ""),
     )
+
+
+def _number(text: str) -> int:
+    """0 where an old systemd says nothing, or `[not set]`."""
+    return int(text) if text.isdecimal() else 0
 
 
 def lingers(linger: Path = Path("/var/lib/systemd/linger")) -> bool:

@@ -12,13 +12,14 @@ from dynamo_box.supervisor.child import Child
 
 FRONTEND = "frontend"
 WORKER = "worker"
+RESTARTED, DRAINED = "restarted", "drained"
 COMMAND_TIMEOUT_S = 10.0
 
 
 class Acts:
     """`why_not` says why the box can't be acted on now, "" when it can; `before_start` is called with a child that is
-    about to start again; `emit(level, process, text)` adds to the event list; `changed` is called when
-    `drained` has grown.
+    about to stop and start again, and may raise a BoxError; `emit(level, process, text)` adds to the event list;
+    `changed` is called when `drained` has grown.
     """
 
     def __init__(
@@ -50,11 +51,12 @@ class Acts:
             BoxError: it didn't come back, or this is no time for it.
         """
         child = self._child(name)
-        with self._alone(name, "restarted"):
+        with self._alone(name, RESTARTED):
             self._emit("info", name, "restart was asked for")
-            await child.stop(drain_s)
-            self._check_is_up()
             self._before_start(child)
+            if unfinished := await child.stop(drain_s):
+                self._emit("warning", name, f"stopped with {_requests(unfinished)} unfinished")
+            self._check_is_up()
             self._drained.pop(name, None)
             child.start()
             await child.wait_ready()
@@ -62,7 +64,7 @@ class Acts:
 
     async def drain(self, name: str, drain_s: float) -> str:
         """Let a worker finish what it runs, for at most `drain_s`, and stop it for good; on return nothing of it is
-        left. In words for people.
+        left. With 0 it also ends a drain that is under way. In words for people.
 
         Raises:
             UsageError: it is no worker: without its router or frontend the box would serve nobody.
@@ -75,7 +77,10 @@ class Acts:
                 remedy=f"`dynbox restart {name}` replaces it without losing a request, `dynbox down` stops the box",
             )
         back = f"`dynbox restart {name}` brings it back"
-        with self._alone(name, "drained"):
+        if drain_s == 0 and self._under_way.get(name) == DRAINED:
+            self._emit("info", name, "the drain was cut short")
+            return f"{name} is {_outcome(await child.stop(0))}; {back}"
+        with self._alone(name, DRAINED):
             if name in self._drained:
                 return f"{name} was drained already; {back}"
             self._emit("info", name, f"drain was asked for (running requests get {drain_s:g} s)")
@@ -83,9 +88,8 @@ class Acts:
             self._check_is_up()
             self._drained[name] = None
             self._changed()
-            how = f"stopped with {unfinished} requests unfinished" if unfinished else "drained"
-            self._emit("warning" if unfinished else "info", name, f"{how}; {back}")
-        return f"{name} is {how}; {back}"
+            self._emit("warning" if unfinished else "info", name, f"{_outcome(unfinished)}; {back}")
+        return f"{name} is {_outcome(unfinished)}; {back}"
 
     async def set_option(self, name: str, key: str, value: str) -> str:
         """Raises BoxError when the process refuses, or can't be asked."""
@@ -120,10 +124,11 @@ class Acts:
     def _alone(self, name: str, done: str) -> Iterator[None]:
         """One act on a process at a time; `done` is what it is being."""
         self._check_is_up()
-        if name in self._under_way:
-            raise BoxError(
-                f"{name} is being {self._under_way[name]} already", remedy="`dynbox ps` shows how far that is"
-            )
+        if under_way := self._under_way.get(name):
+            remedy = "`dynbox ps` shows how far that is"
+            if under_way == DRAINED:
+                remedy += f", `dynbox drain {name} --drain 0` cuts it short"
+            raise BoxError(f"{name} is being {under_way} already", remedy=remedy)
         self._under_way[name] = done
         try:
             yield
@@ -133,3 +138,12 @@ class Acts:
     def _check_is_up(self) -> None:
         if why_not := self._why_not():
             raise BoxError(why_not, remedy="processes can be restarted and drained while it is ready")
+
+
+def _outcome(unfinished: int) -> str:
+    """What became of a worker that was to finish its requests."""
+    return f"stopped with {_requests(unfinished)} unfinished" if unfinished else "drained"
+
+
+def _requests(count: int) -> str:
+    return f"{count} {'request' if count == 1 else 'requests'}"

@@ -280,9 +280,10 @@ class Box:
         if fatal is not None:
             self.state, self.cause = BoxState.DEGRADED, fatal.failure_error().what
         elif self.acts.drained:
-            names = ", ".join(self.acts.drained)
-            back = " and ".join(f"`dynbox restart {name}`" for name in self.acts.drained)
-            self.state, self.cause = BoxState.DEGRADED, f"drained by request: {names}; {back} brings it back"
+            names = self.acts.drained
+            name, one = (names[0], "it") if len(names) == 1 else ("NAME", "one")
+            back = f"`dynbox restart {name}` brings {one} back"
+            self.state, self.cause = BoxState.DEGRADED, f"drained by request: {', '.join(names)}; {back}"
         else:
             self.state, self.cause = BoxState.READY, ""
 

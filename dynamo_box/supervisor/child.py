@@ -131,15 +131,16 @@ class Child:
         drain. How many requests were left unfinished, by what the child last said.
         """
         self._stop_wanted.set()
-        self._in_flight = 0
         life = self._life
-        if life is not None and not life.ended.done():
-            if drain_s > 0 and self.state is State.READY:
-                self._to(State.DRAINING)
-                life.send(status.Drain(drain_s))
-                await done_within(life.ended, drain_s)
-            elif self.state is State.READY and isinstance(self.figures, WorkerFigures):
-                self._in_flight = self.figures.running + self.figures.waiting
+        if life is None:
+            self._in_flight = 0
+        elif not life.ended.done():
+            if self.state is State.READY:
+                self._in_flight = _requests_of(self.figures)  # a frozen one won't tell any more when it drains
+                if drain_s > 0:
+                    self._to(State.DRAINING)
+                    life.send(status.Drain(drain_s))
+                    await done_within(life.ended, drain_s)
             if not life.ended.done():
                 await self._end(life)
         if self._task is not None:
@@ -394,3 +395,8 @@ class Child:
         if state is not State.READY:
             self._ready.clear()
         self._changed(self)
+
+
+def _requests_of(figures: Figures | None) -> int:
+    """Requests that a worker holds, as it last reported."""
+    return figures.running + figures.waiting if isinstance(figures, WorkerFigures) else 0

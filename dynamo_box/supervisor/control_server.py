@@ -17,7 +17,7 @@ from dynamo_box.supervisor.box import Box, StopReport
 
 MAX_CLIENTS = 64
 MAX_TASKS_PER_CLIENT = 16
-MAX_WATCH_HZ = 4.0
+MIN_WATCH_HZ, MAX_WATCH_HZ = 0.1, 4.0
 
 ControlChannel = Channel[control.ControlRequest]
 
@@ -62,6 +62,11 @@ class SnapshotFeed:
             self._timer.cancel()
         if self._on_change in self._snapshots.box.watchers:
             self._snapshots.box.watchers.remove(self._on_change)
+
+
+def watch_rate(hz: float) -> float:
+    """What a watcher that asks for `hz` gets: no program's nan may end up in the clock."""
+    return max(MIN_WATCH_HZ, min(MAX_WATCH_HZ, hz))  # in this order nan, which is less than nothing, gives the most
 
 
 EARLY = 0.15
@@ -165,8 +170,7 @@ class _Client:
             case control.Watch():
                 if self._feed is not None:
                     self._feed.close()
-                hz = min(max(request.hz, 0.1), MAX_WATCH_HZ)
-                self._feed = SnapshotFeed(self._snapshots, self._channel, request.id, hz)
+                self._feed = SnapshotFeed(self._snapshots, self._channel, request.id, watch_rate(request.hz))
             case control.Down():
                 self._answer(request.id, self._down(request))
             case control.Restart():

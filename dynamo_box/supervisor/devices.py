@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -49,8 +50,7 @@ class DeviceSampler:
             self._gpus.ask()
 
     async def close(self) -> None:
-        for readings in (self._host, self._disks, self._gpus):
-            await readings.close()
+        await asyncio.gather(*(readings.close() for readings in (self._host, self._disks, self._gpus)))
 
     def figures(self, device: str) -> DeviceFigures | None:
         """Of one of the plan's devices; None for one without a driver, and before the first reading."""

@@ -8,6 +8,7 @@ sick driver seconds, so none of this belongs on an event loop.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
@@ -39,6 +40,10 @@ class GpuReader:
     def __init__(self, nvml: Any, devices: Iterable[str]) -> None:
         self._nvml = nvml
         self._driver_gone = (nvml.NVML_ERROR_UNINITIALIZED, nvml.NVML_ERROR_DRIVER_NOT_LOADED)
+        self._gpu_gone = {
+            nvml.NVML_ERROR_GPU_IS_LOST: "lost: it has fallen off the bus",
+            nvml.NVML_ERROR_RESET_REQUIRED: "unusable until it is reset",
+        }
         self._handles: dict[str, Any] = {}
         self._errors = {device: GpuErrors(nvml, self._ask) for device in devices}
         self._is_open = False
@@ -131,7 +136,10 @@ class GpuReader:
             )
         ]
         known = [processes for processes in lists if processes is not None]
-        return {each.pid: each.usedGpuMemory for processes in known for each in processes} if known else None
+        held: dict[int, int | None] = {}
+        for each in itertools.chain.from_iterable(known):
+            held[each.pid] = held.get(each.pid) if each.usedGpuMemory is None else each.usedGpuMemory
+        return held if known else None
 
     def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What NVML answers, None for what it refuses.
@@ -143,15 +151,15 @@ class GpuReader:
         try:
             return function(*arguments)
         except nvml.NVMLError as error:
-            if error.value == nvml.NVML_ERROR_GPU_IS_LOST or error.value in self._driver_gone:
+            if error.value in self._gpu_gone or error.value in self._driver_gone:
                 raise self._unusable(error) from error
             return None
         except nvml.NVMLLibraryMismatchError:
             return None
 
     def _unusable(self, error: Any) -> Unusable:
-        if error.value == self._nvml.NVML_ERROR_GPU_IS_LOST:
-            return Unusable("lost: it has fallen off the bus")
+        if error.value in self._gpu_gone:
+            return Unusable(self._gpu_gone[error.value])
         if error.value in self._driver_gone:
             self._is_open = False  # before the next reading it is opened anew: the driver may have come back
         return Unusable(f"NVML: {error}")

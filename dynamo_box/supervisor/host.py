@@ -37,7 +37,7 @@ class HostReader:
         self._root = root
         self._groups = Cgroups(root)
         self._utilisation = Utilisation(frozenset(cores), self._groups, root)
-        self._sizes: Proportional | None = None
+        self._sizes: dict[int, Proportional] = {}
         self._sizes_due = float("-inf")
 
     def read(self, pids: Iterable[int]) -> HostSample:
@@ -63,14 +63,19 @@ class HostReader:
         )
 
     def _box_sizes(self, pids: Iterable[int]) -> Proportional | None:
-        """As they were lately: adding them up again waits until it has become a small share of the time."""
-        if time.monotonic() < self._sizes_due:
-            return self._sizes
+        """As they were lately: adding them up again waits until it has become a small share of the time. What has ended
+        meanwhile holds nothing any more.
+        """
+        present = set(pids)
+        self._sizes = {pid: sizes for pid, sizes in self._sizes.items() if pid in present}
+        is_due = time.monotonic() >= self._sizes_due
         began = time.thread_time()
-        found = [sizes for pid in pids if (sizes := proportional_bytes(pid, self._root)) is not None]
-        self._sizes = sum(found, Proportional()) if found else None
-        self._sizes_due = time.monotonic() + (time.thread_time() - began) / LARGEST_SHARE
-        return self._sizes
+        for pid in present if is_due else present - self._sizes.keys():
+            if (sizes := proportional_bytes(pid, self._root)) is not None:
+                self._sizes[pid] = sizes
+        if is_due:
+            self._sizes_due = time.monotonic() + (time.thread_time() - began) / LARGEST_SHARE
+        return sum(self._sizes.values(), Proportional()) if self._sizes else None
 
 
 class Utilisation:

@@ -1,7 +1,7 @@
 """When a figure becomes an event: it has crossed a limit, or has come back. Pure.
 
-A crossing counts after the figure has been beyond its limit for a while, and a return after it has been clear of it,
-by a margin, for longer. So a figure that hovers makes one event, not many.
+A crossing counts when the figure is beyond its limit and hasn't been clear of it, by a margin, for a while; a return
+when it is clear and hasn't been beyond for longer. So a figure that hovers makes one event, not many and not none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dynamo_box.protocol.figures import WorkerFigures
-from dynamo_box.snapshot import DeviceInfo, DiskInfo
+from dynamo_box.snapshot import DeviceFigures, DeviceInfo, DiskInfo
 from dynamo_box.wording import size
 
 BEYOND_FOR_S = 3.0
@@ -22,7 +22,8 @@ DEVICE_FULL, DEVICE_FREE = 0.95, 0.92
 HOST_LOW, HOST_FINE = 0.05, 0.08
 DISK_LOW, DISK_FINE = 0.05, 0.06
 DISK_LOW_BYTES, DISK_FINE_BYTES = 2 << 30, 3 << 30
-POOL_FULL, POOL_FINE = 0.95, 0.90
+POOL_FULL, POOL_FINE = 0.90, 0.75
+"""A pool is full when the next prompt doesn't fit any more, which is sooner than at its last block."""
 HOT_C, COOL_C = 90.0, 85.0
 
 HARMLESS_THROTTLES = frozenset({"power cap", "sync boost"})
@@ -74,8 +75,10 @@ class Thresholds:
         before, self._limits = self._limits, {}
         for reading in readings:
             limit = self._limits[reading.key] = before.get(reading.key) or _Limit()
-            if not (reading.clear if limit.is_crossed else reading.beyond):
+            goes, stays = (reading.clear, reading.beyond) if limit.is_crossed else (reading.beyond, reading.clear)
+            if stays:
                 limit.since = None
+            if not goes:
                 continue
             if limit.since is None:
                 limit.since = now
@@ -126,6 +129,8 @@ def device_readings(devices: Sequence[DeviceInfo]) -> Iterator[Reading]:
                 crossed=f"{device.id}: {figures.temperature_c:.0f} °C",
                 returned=f"{device.id}: down to {figures.temperature_c:.0f} °C",
             )
+        if figures == DeviceFigures(errors=figures.errors):
+            continue  # it says nothing any more, so nothing of its clocks either
         reasons = [reason for reason in figures.throttled if reason not in HARMLESS_THROTTLES]
         yield Reading(
             f"clocks of {device.id}",

@@ -15,8 +15,9 @@ import pynvml
 
 @dataclass(eq=False)
 class FakeGpu:
-    """A field that is None can't be read; `lost` is a GPU that fell off the bus; `links` are PCI bus ids. `compute` and
-    `graphics` are bytes by pid, `retired_pages` addresses by cause; `xids` are events that nobody has taken yet.
+    """A field that is None can't be read; `lost` is a GPU that fell off the bus; `links` are PCI bus ids, those in
+    `switches` of NVSwitches. `compute` and `graphics` are bytes by pid, `retired_pages` addresses by cause; `xids` are
+    events that nobody has taken yet.
     """
 
     uuid: str | None
@@ -25,7 +26,9 @@ class FakeGpu:
     free: int = 79 << 30
     bus: str | None = None
     links: tuple[str | None, ...] | None = None
+    switches: tuple[str, ...] = ()
     lost: bool = False
+    reset_required: bool = False
     utilisation: int | None = None
     power_mw: int | None = None
     power_limit_mw: int | None = None
@@ -57,6 +60,8 @@ class FakeNvml:
     shutdowns: int = 0
     inits: int = 0
     has_event_reasons: bool = True
+    lists_processes: bool = True
+    """False for a driver that is older than the struct in which pynvml wants its lists."""
     answers: threading.Event = field(default_factory=threading.Event)
     """Cleared: every call hangs."""
     event_sets: list[FakeEventSet] = field(default_factory=list)
@@ -131,6 +136,11 @@ class FakeNvml:
         links = self._given(self._own(handle).links)
         return SimpleNamespace(busId=self._given(links[link]))
 
+    def nvmlDeviceGetNvLinkRemoteDeviceType(self, handle: FakeGpu, link: int) -> int:
+        gpu = self._own(handle)
+        end = self._given(self._given(gpu.links)[link])
+        return pynvml.NVML_NVLINK_DEVICE_TYPE_SWITCH if end in gpu.switches else pynvml.NVML_NVLINK_DEVICE_TYPE_GPU
+
     def nvmlDeviceGetUtilizationRates(self, handle: FakeGpu) -> SimpleNamespace:
         return SimpleNamespace(gpu=self._given(self._own(handle).utilisation), memory=0)
 
@@ -155,13 +165,15 @@ class FakeNvml:
         return self._given(self._own(handle).clock_reasons)
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeGpu) -> list[SimpleNamespace]:
-        return self._processes(self._given(self._own(handle).compute))
+        return self._processes(self._own(handle).compute)
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, handle: FakeGpu) -> list[SimpleNamespace]:
-        return self._processes(self._given(self._own(handle).graphics))
+        return self._processes(self._own(handle).graphics)
 
-    def _processes(self, held: dict[int, int | None]) -> list[SimpleNamespace]:
-        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in held.items()]
+    def _processes(self, held: dict[int, int | None] | None) -> list[SimpleNamespace]:
+        if not self.lists_processes:
+            raise pynvml.NVMLLibraryMismatchError("pyNVML version does not match the NVML lib version")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in self._given(held).items()]
 
     def nvmlDeviceGetTotalEccErrors(self, handle: FakeGpu, kind: int, counter: int) -> int:
         gpu = self._own(handle)
@@ -213,6 +225,8 @@ class FakeNvml:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
         if handle.lost:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        if handle.reset_required:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_RESET_REQUIRED)
         return handle
 
     def _given(self, value: Any) -> Any:

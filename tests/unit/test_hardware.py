@@ -37,9 +37,20 @@ def test_two_linked_gpus() -> None:
     assert nvml.shutdowns == 1
 
 
+SWITCHES = ("00000000:C0:00.0", "00000000:C1:00.0")
+
+
 def test_links_to_a_switch_name_no_gpu() -> None:
-    (gpu,), _, _ = read_gpus(FakeNvml([FakeGpu("GPU-a", bus=BUS[0], links=("00000000:C0:00.0",))]))
+    (gpu,), _, _ = read_gpus(FakeNvml([FakeGpu("GPU-a", bus=BUS[0], links=SWITCHES[:1], switches=SWITCHES)]))
     assert gpu.links == ()
+
+
+def test_gpus_on_switches_reach_one_another() -> None:
+    gpus = [FakeGpu(f"GPU-{name}", links=(*SWITCHES, None), switches=SWITCHES) for name in "abc"]
+    found, _, _ = read_gpus(FakeNvml([*gpus, FakeGpu("GPU-d", links=(None,)), FakeGpu("GPU-e")]))
+    assert [gpu.links for gpu in found] == [
+        ("GPU-b", "GPU-c"), ("GPU-a", "GPU-c"), ("GPU-a", "GPU-b"), (), None,
+    ]  # fmt: skip
 
 
 def test_whatever_cannot_be_read_is_none() -> None:

@@ -85,4 +85,5 @@ def test_the_command_says_what_became_of_it(mock_box: Box) -> None:
     assert "was drained already" in mock_box.dynbox("drain", DRAINED).stdout
     assert "only workers can" in mock_box.dynbox("drain", "router", code=2).stderr
     assert "did you mean" in mock_box.dynbox("drain", "tiny.aggregated.9", code=3).stderr
-    assert "is not a number of seconds" in mock_box.dynbox("drain", DRAINED, "--drain", "nan", code=2).stderr
+    for verb, value in (("drain", "nan"), ("restart", "inf")):
+        assert "is not a number of seconds" in mock_box.dynbox(verb, DRAINED, "--drain", value, code=2).stderr

@@ -9,6 +9,7 @@ exit-once:N          the same, but only in the first life
 exit-when-ready:N    be ready, then exit
 silent               never be ready
 steps:N:SECONDS      N steps of progress, so far apart, before being ready
+running:N            report that N requests run
 busy                 have three requests in flight that no drain sees the end of
 stubborn             ignore TERM, Drain and Stop
 daemon               leave a double-forked grandchild in a session of its own that ignores TERM
@@ -32,6 +33,7 @@ from pathlib import Path
 
 from dynamo_box.discovery.instances import Instance, announce, process_start_time, withdraw
 from dynamo_box.protocol import status
+from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.framing import BlockingChannel, status_socket_from_environment
 from dynamo_box.protocol.spec import WorkerSpec
 
@@ -52,6 +54,8 @@ def main(words: list[str]) -> int:
         announce(RUN_DIR / "instances", instance(start.spec))
     channel.send(status.Ready({"version": "fake", "cores": ",".join(map(str, sorted(os.sched_getaffinity(0))))}))
     for word in words:
+        if word.startswith("running:"):
+            channel.send(status.Report(WorkerFigures(running=int(word.partition(":")[2]))))
         if word.startswith("exit-when-ready:"):
             return int(word.partition(":")[2])
     return obey(channel, stubborn="stubborn" in words, in_flight=3 if "busy" in words else 0)

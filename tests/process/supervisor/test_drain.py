@@ -95,12 +95,35 @@ def test_one_act_on_a_process_at_a_time(box: BoxUnderTest) -> None:
         assert isinstance(restarting.exception(DEADLINE_S), BoxError), "the box has gone meanwhile"
 
 
+def test_a_worker_that_does_not_answer_the_drain_loses_what_it_last_reported(box: BoxUnderTest) -> None:
+    box.up(box.plan(worker="stubborn running:2", workers=2))
+    box.until(WORKER, lambda process: process.figures, "has reported")
+    assert drain(box, WORKER, 0.1).startswith(f"{WORKER} is stopped with 2 requests unfinished")
+    restart(box)
+    levels = [event.level for event in box.snapshot().events if "unfinished" in event.text]
+    assert levels == ["warning"], "once"
+
+
+def test_a_long_drain_can_be_cut_short(box: BoxUnderTest) -> None:
+    box.up(box.plan(worker="busy", workers=2))
+    with ThreadPoolExecutor(1) as pool:
+        draining = pool.submit(drain, box, WORKER, 600.0)
+        box.until(WORKER, lambda process: process.phase == "3 in flight", "drains")
+        with pytest.raises(BoxError) as caught:
+            drain(box)
+        assert f"`dynbox drain {WORKER} --drain 0` cuts it short" in (caught.value.remedy or "")
+        words = drain(box, WORKER, 0.0)
+        assert words == draining.result(DEADLINE_S)
+    assert words.startswith(f"{WORKER} is stopped with 3 requests unfinished")
+    assert restart(box) == f"{WORKER} is ready"
+
+
 def test_a_box_goes_down_with_drained_workers(box: BoxUnderTest) -> None:
     launched = box.up(box.plan(workers=2))
     drain(box, OTHER)
     drain(box)
     cause = box.snapshot().box.cause
-    assert cause.startswith(f"drained by request: {OTHER}, {WORKER}; ")
+    assert cause == f"drained by request: {OTHER}, {WORKER}; `dynbox restart NAME` brings one back"
     with box.client() as client:
         stopped = client.down(5.0, DEADLINE_S)
     assert (stopped.processes, stopped.survivors) == (2, ())

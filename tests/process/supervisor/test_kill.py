@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 from supervised_box import DEADLINE_S, QUICK, BoxUnderTest, alive, eventually
 
+from dynamo_box.errors import BoxError
 from dynamo_box.snapshot import ProcessInfo
 from dynamo_box.supervisor.lock import RunDirHeld
 from dynamo_box.supervisor.sweep import sweep
@@ -100,6 +102,19 @@ def test_connections_wait_while_the_frontend_restarts_and_are_refused_once_it_is
     kill(box.process("frontend").pid)
     box.until("frontend", lambda process: process.state == "fatal", "is given up")
     assert not box.answers()
+    with box.client() as control:
+        control.restart("frontend", 0.0, DEADLINE_S)
+    assert box.answers()
+
+
+def test_a_frontend_without_its_port_stays_given_up(box: BoxUnderTest) -> None:
+    box.up(box.plan(restart=msgspec.structs.replace(QUICK, give_up_after=1)))
+    kill(box.process("frontend").pid)
+    box.until("frontend", lambda process: process.state == "fatal", "is given up")
+    with socket.create_server(("127.0.0.1", box.port)), box.client() as control:
+        with pytest.raises(BoxError, match="is taken"):
+            control.restart("frontend", 0.0, DEADLINE_S)
+        assert (control.snapshot().box.state, box.process("frontend").state) == ("degraded", "fatal")
     with box.client() as control:
         control.restart("frontend", 0.0, DEADLINE_S)
     assert box.answers()

@@ -39,10 +39,10 @@ class DoctorNvml(FakeNvml):
         return int(self._given(self._doctor(handle).lanes_possible))
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeGpu) -> list[SimpleNamespace]:
-        return _processes(self._given(self._doctor(handle).users))
+        return self._processes(self._doctor(handle).users)
 
     def nvmlDeviceGetGraphicsRunningProcesses(self, handle: FakeGpu) -> list[SimpleNamespace]:
-        return _processes(self._given(self._doctor(handle).graphics))
+        return self._processes(self._doctor(handle).graphics)
 
     def nvmlDeviceGetP2PStatus(self, one: FakeGpu, other: FakeGpu, index: int) -> int:
         first, second = self._doctor(one), self._doctor(other)
@@ -60,7 +60,3 @@ class DoctorNvml(FakeNvml):
         gpu = self._own(handle)
         assert isinstance(gpu, DoctorGpu)
         return gpu
-
-
-def _processes(users: dict[int, int | None]) -> list[SimpleNamespace]:
-    return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in users.items()]

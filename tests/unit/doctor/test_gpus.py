@@ -62,6 +62,11 @@ def test_a_driver_that_says_next_to_nothing_is_no_crash(machine: Machine) -> Non
     assert look(machine, DoctorNvml([DoctorGpu(None, users=None)]))["gpu users"].status is Status.SKIP
 
 
+def test_a_driver_that_is_older_than_pynvml_is_no_crash(machine: Machine) -> None:
+    found = look(machine, DoctorNvml(two(), lists_processes=False))
+    assert (found["links"].status, found["gpu users"].status) == (Status.PASS, Status.SKIP)
+
+
 def test_a_driver_that_was_upgraded_under_the_system(machine: Machine) -> None:
     (found,) = gpus.check_with(DoctorNvml([], init_error=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH), machine)
     assert found.status is Status.FAIL
@@ -110,7 +115,7 @@ def test_who_else_holds_memory_is_named(machine: Machine) -> None:
     assert "train.py (pid 50) on GPU 0,1, 12.0 GiB" in found.found
     assert "? (pid 77) on GPU 1, 1.0 GiB" in found.found
     assert "pid 60" not in found.found, "a box's own"
-    assert found.command == "sudo kill 50 77", "nobody knows whose 77 is"
+    assert found.command == "kill 50", "77 is the pid of something else here, or will be"
 
 
 def test_memory_that_nobody_is_seen_to_hold(machine: Machine) -> None:

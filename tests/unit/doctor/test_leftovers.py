@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from fake_machine import add_process
 
-from dynamo_box.doctor import leftovers, mend
+from dynamo_box.doctor import box, leftovers, mend
 from dynamo_box.doctor.finding import Finding, Status
 from dynamo_box.doctor.leftovers import LogDirectory
 from dynamo_box.doctor.machine import Machine
-from dynamo_box.paths import home, run_dir
+from dynamo_box.paths import RunDir, home, run_dir
 from dynamo_box.profile.store import ModelStore
 
 DAY_S = 86400.0
@@ -78,8 +78,26 @@ def test_a_run_dir_that_is_held_is_left_alone(here: Machine) -> None:
 def test_a_run_dir_of_somebody_else_is_a_failure(machine: Machine) -> None:
     machine.run.root.symlink_to(machine.root.parent)
     (found,) = leftovers.check_run_dir(machine)
-    assert found.status is Status.FAIL
+    assert (found.status, found.found) == (Status.FAIL, f"{machine.run.root} is no directory, but a link")
     assert "DYNBOX_RUN_DIR" in found.command
+
+
+def test_a_run_dir_that_can_not_be_is_a_failure_and_the_box_is_looked_at_nonetheless(machine: Machine) -> None:
+    file = machine.root.parent / "file"
+    file.touch()
+    for root, why in ((file, "is no directory, but a file"), (file / "below", ": Not a directory")):
+        elsewhere = Machine(RunDir(root), machine.home, machine.root)
+        (found,) = leftovers.check_run_dir(elsewhere)
+        assert (found.status, found.found) == (Status.FAIL, f"{root}{' ' * (root == file)}{why}")
+        assert [finding.name for finding in box.check(elsewhere)] == ["box", "port"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a directory that belongs to somebody else")
+def test_a_run_dir_says_whose_it_is(machine: Machine) -> None:
+    machine.run.create()
+    os.chown(machine.run.root, 12345, 12345)
+    (found,) = leftovers.check_run_dir(machine)
+    assert found.found == f"{machine.run.root} belongs to uid 12345"
 
 
 def test_a_pull_that_was_cut_short_is_found_and_removed(here: Machine) -> None:
@@ -109,6 +127,17 @@ def test_a_pull_that_runs_is_left_alone(here: Machine) -> None:
     assert running.exists()
     assert not dead.exists()
     assert mended.left == [f"{running}: that pull is running"]
+
+
+def test_one_that_can_not_be_locked_does_not_keep_the_others(here: Machine) -> None:
+    store = ModelStore(here.home.models)
+    (here.home.models / ".lock-a").mkdir(parents=True)
+    locked, dead = store.partial_path("a", "1"), store.partial_path("b", "1")
+    locked.mkdir()
+    dead.mkdir()
+    mended = mend.mend(here, [check(here)["pulls"]])
+    assert (locked.exists(), dead.exists()) == (True, False)
+    assert mended.left == [f"{locked}: can't write to the model store {here.home.models}: Is a directory"]
 
 
 def test_a_name_that_no_pull_makes_is_left_to_its_maker(here: Machine) -> None:

@@ -101,3 +101,18 @@ def test_when_the_last_request_of_a_model_ended(stats: Stats) -> None:
     ended = report(stats).last_ended
     assert set(ended) == {"m", "other"}
     assert all(before <= at <= time.time() for at in ended.values())
+
+
+def test_a_worker_that_is_gone_holds_no_requests(stats: Stats) -> None:
+    def held() -> dict[str, float]:
+        (metric,) = stats.metrics.worker_inflight.collect()
+        return {sample.labels["worker"]: sample.value for sample in metric.samples}
+
+    request = begin(stats, "w0")
+    stats.refresh_gauges(["m"], [("m", "w0"), ("m", "w1")])
+    assert held() == {"w0": 1, "w1": 0}
+    stats.refresh_gauges(["m"], [("m", "w1")])
+    assert held() == {"w0": 1, "w1": 0}, "it drains"
+    stats.end(request, 200)
+    stats.refresh_gauges(["m"], [("m", "w1")])
+    assert held() == {"w1": 0}

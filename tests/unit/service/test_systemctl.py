@@ -34,6 +34,22 @@ def test_without_the_program_it_says_what_to_do(tmp_path: Path, monkeypatch: pyt
     assert caught.value.details == ("there is no `systemctl` on PATH",)
 
 
+@pytest.mark.parametrize(("text", "mode"), [("", 0o644), ("#!/bin/sh\nprintf 'caf\\351' >&2; exit 1\n", 0o755)])
+def test_a_broken_program_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, mode: int) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program = tmp_path / "systemctl"
+    program.write_text(text)
+    program.chmod(mode)
+    with pytest.raises(NotRunning) as caught:
+        Systemctl(Scope.USER).require()
+    assert caught.value.details[0].startswith("`systemctl` can't be run" if not text else "caf")
+
+
+def test_counts_that_an_old_systemd_does_not_keep() -> None:
+    state = parse_state("LoadState=loaded\nMainPID=[not set]\nNRestarts=\n")
+    assert (state.pid, state.restarts) == (None, 0)
+
+
 def test_the_journal_of_either_scope() -> None:
     assert journal(Scope.USER, "x") == "journalctl --user -u x"
     assert journal(Scope.SYSTEM, "x") == "journalctl -u x"

@@ -89,6 +89,22 @@ def test_a_gpu_that_is_lost_says_so_and_keeps_its_last_xids() -> None:
     assert len(nvml.event_sets) == 2
 
 
+def test_a_gpu_that_has_to_be_reset_says_so() -> None:
+    figures = read(FakeNvml([FakeGpu("GPU-a", temperature=60, reset_required=True)]))
+    assert figures == {"GPU-a": DeviceFigures(errors=("unusable until it is reset",))}
+
+
+def test_a_driver_without_the_lists_of_processes_that_pynvml_asks_for() -> None:
+    figures = read(FakeNvml([FakeGpu("GPU-a", temperature=60)], lists_processes=False))["GPU-a"]
+    assert (figures.temperature_c, figures.box_bytes, figures.other_bytes) == (60.0, None, None)
+
+
+def test_a_size_that_only_one_list_has_is_known() -> None:
+    for compute, graphics in ((5, None), (None, 5)):
+        gpu = FakeGpu("GPU-a", compute={OWN: compute}, graphics={OWN: graphics})
+        assert read(FakeNvml([gpu]))["GPU-a"].box_bytes == 5
+
+
 def test_a_gpu_that_is_not_there() -> None:
     assert read(FakeNvml([]))["GPU-a"].errors == ("NVML: Not Found",)
 

@@ -68,6 +68,18 @@ def test_sizes_are_not_added_up_more_often_than_they_are_worth(tmp_path: Path, m
         assert reader.read([11]).figures.box_bytes == expected * 1024
 
 
+def test_what_has_ended_holds_nothing_and_what_is_new_counts_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "LARGEST_SHARE", 1e-9)
+    meminfo(tmp_path, MemTotal=1000, MemAvailable=700)
+    for pid in (11, 12, 13):
+        rollup(tmp_path, pid, total=pid, anonymous=0, file=pid)
+    reader = HostReader((0,), tmp_path)
+    seen = [reader.read(pids).figures.box_bytes for pids in ([11, 12], [12], [12, 13], [])]
+    assert seen == [23 * 1024, 12 * 1024, 25 * 1024, None]
+
+
 def test_what_the_kernel_does_not_tell_is_none(tmp_path: Path) -> None:
     sample = HostReader((0,), tmp_path).read([11])
     figures = sample.figures

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynamo_box.supervisor.control_server import send_time
+from dynamo_box.supervisor.control_server import MAX_WATCH_HZ, MIN_WATCH_HZ, send_time, watch_rate
 
 
 def test_what_comes_after_a_pause_is_sent_at_once() -> None:
@@ -21,3 +21,8 @@ def test_steady_changes_are_sent_at_the_multiples_of_the_interval() -> None:
 def test_watchers_of_one_rate_fall_in_step() -> None:
     assert {send_time(10.0 + late / 100, 10.13, 4.0) for late in range(5, 13)} == {10.5}
     assert send_time(10.0, 10.13, 4.0) == 10.25
+
+
+def test_no_rate_that_is_asked_for_stops_the_clock() -> None:
+    asked = (2.0, 0.0, -1.0, 1e9, float("inf"), float("nan"))
+    assert [watch_rate(hz) for hz in asked] == [2.0, MIN_WATCH_HZ, MIN_WATCH_HZ, *[MAX_WATCH_HZ] * 3]

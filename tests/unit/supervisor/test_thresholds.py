@@ -57,6 +57,13 @@ def test_what_hovers_makes_one_event() -> None:
     assert [event.text for event in events] == ["up at 12"]
 
 
+def test_a_figure_that_hovers_at_its_limit_crosses_it_once() -> None:
+    limits = Thresholds()
+    hovering = [(float(now), 10 if now % 2 else 7) for now in range(60)]
+    told = [(now, event.level) for now, value in hovering for event in limits.judge([level(value)], now)]
+    assert told == [(5.0, "warning")], "beyond at 1, 3 and 5, and never clear"
+
+
 def test_what_is_gone_is_forgotten() -> None:
     limits = Thresholds()
     limits.judge([level(10)], 0.0)
@@ -110,6 +117,14 @@ def test_temperature_of_a_gpu(celsius: float, verdict: str) -> None:
     assert judged(temperature) == verdict
 
 
+def test_a_gpu_that_has_gone_is_not_said_to_have_recovered() -> None:
+    limits = Thresholds()
+    limits.judge(device_readings([gpu(throttled=["power brake"])]), 0.0)
+    assert limits.judge(device_readings([gpu(throttled=["power brake"])]), BEYOND_FOR_S)
+    gone = [limits.judge(device_readings([gpu(errors=["lost"])]), float(now)) for now in range(10, 60)]
+    assert gone == [[]] * 50
+
+
 def test_what_says_nothing_is_not_judged() -> None:
     cpu = DeviceInfo("cpu", "the cpu", "cpu", 100, figures=DeviceFigures(used_bytes=100))
     assert list(device_readings([GPU, cpu])) == []
@@ -134,7 +149,7 @@ def test_disks(total: int, free: int, verdict: str) -> None:
     assert judged(disk) == verdict
 
 
-@pytest.mark.parametrize(("used", "waiting", "verdict"), [(96, 3, "beyond"), (96, 0, "clear"), (92, 3, "between")])
+@pytest.mark.parametrize(("used", "waiting", "verdict"), [(91, 3, "beyond"), (96, 0, "clear"), (80, 3, "between")])
 def test_kv_pools(used: int, waiting: int, verdict: str) -> None:
     (pool,) = pool_readings([("w", WorkerFigures(waiting=waiting, kv_blocks_total=100, kv_blocks_used=used))])
     assert (judged(pool), pool.process) == (verdict, "w")
