@@ -217,17 +217,22 @@ class BlockingChannel(Generic[M]):
 
 
 def listen_unix(path: Path, backlog: int = 256) -> socket.socket:
-    """A listening socket at `path` (0700), replacing what is there: the caller holds the lock that makes it ours."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
+    """A listening socket at `path` (0700), replacing what is there: the caller holds the lock that makes it ours.
+
+    It gets its name when it listens, so that whoever finds it can connect.
+    """
+    unnamed = path.with_name(f".{path.name}.new")
+    unnamed.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        with _short_name(path) as name:
+        with _short_name(unnamed) as name:
             sock.bind(name)
-        path.chmod(0o700)
+        unnamed.chmod(0o700)
         sock.listen(backlog)
+        unnamed.replace(path)
     except BaseException:
         sock.close()
+        unnamed.unlink(missing_ok=True)
         raise
     return sock
 

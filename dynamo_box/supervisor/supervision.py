@@ -191,10 +191,16 @@ class Supervision:
     async def _beat(self) -> None:
         """Once a second (or as often as the watchdog wants): sample, reap, rotate, tell systemd."""
         period_s = min(TICK_S, self._notifier.watchdog_s or TICK_S)
+        said = ""
         while True:
-            self._box.tick()
-            if self._own_log is not None:
-                self._own_log.rotate_if_large()
+            try:
+                self._box.tick()
+                if self._own_log is not None:
+                    self._own_log.rotate_if_large()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the box must go on being looked after
+                if (what := f"the supervisor can't look after everything: {error!r}") != said:
+                    said = what
+                    self._box.events.add("error", None, what)
             if self._notifier.watchdog_s is not None:
                 self._notifier.send("WATCHDOG=1")
             await asyncio.sleep(period_s)
