@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from dynamo_box.cli import complete, output, stderr
-from dynamo_box.cli.names import did_you_mean
-from dynamo_box.cli.seconds import seconds
+from dynamo_box.cli import complete, stderr
+from dynamo_box.cli.process_acts import AsJson, DrainSeconds, ProcessName, act
 from dynamo_box.control.client import ControlClient
-from dynamo_box.errors import ExitCode, NotRunning
-from dynamo_box.paths import run_dir
+from dynamo_box.errors import ExitCode
 from dynamo_box.wording import printable
 
 app = complete.verb()
@@ -21,34 +15,16 @@ STOP_MARGIN_S = 30.0
 
 
 @app.command()
-def drain(
-    name: Annotated[
-        str,
-        typer.Argument(help="A worker, as `dynbox ps` names it.", autocompletion=complete.live_processes),
-    ],
-    drain: Annotated[
-        float,
-        typer.Option(
-            "--drain", metavar="SECONDS", help="How long its running requests may take to finish.", callback=seconds
-        ),
-    ] = 30.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the process as it is afterwards, as JSON.")] = False,
-) -> ExitCode:
+def drain(name: ProcessName, drain: DrainSeconds = 30.0, as_json: AsJson = False) -> ExitCode:
     """Drain one worker and leave it stopped; new requests go to the others. `dynbox restart` brings it back."""
-    with ControlClient.connect(run_dir()) as client:
-        names = [process.name for process in client.snapshot().processes]
-        if name not in names:
-            raise NotRunning(f"no process is called {name!r}", remedy=did_you_mean(name, names, kind="processes"))
+
+    def drained(client: ControlClient) -> str:
         if drain:
             stderr.say(f"draining {printable(name)} (running requests get {drain:g} s)")
         try:
-            words = client.drain(name, drain, drain + STOP_MARGIN_S)
+            return client.drain(name, drain, drain + STOP_MARGIN_S)
         except KeyboardInterrupt:
             stderr.say("the drain goes on; `dynbox ps` shows how far it is, --drain 0 cuts it short")
             raise
-        process = next((each for each in client.snapshot().processes if each.name == name), None)
-    if as_json:
-        output.json(process)
-    else:
-        output.text(words)
-    return ExitCode.OK
+
+    return act(name, drained, as_json=as_json)

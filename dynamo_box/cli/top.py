@@ -82,7 +82,7 @@ def top(
     if not (once or svg or record or _interactive()):
         raise UsageError("`dynbox top` needs a terminal", remedy="use --once, --json or --svg FILE where there is none")
     if once or svg:
-        return _look(options, replay, at, svg, cells)
+        return _look(options, replay, speed, at, svg, cells)
     return _watch(options, replay, speed, at, record)
 
 
@@ -177,12 +177,17 @@ def _print_snapshot(replay: str | None, at: float | None) -> ExitCode:
 
 
 def _look(
-    options: Options, replay: str | None, at: float | None, svg: Path | None, size: tuple[int, int] | None
+    options: Options,
+    replay: str | None,
+    speed: float | None,
+    at: float | None,
+    svg: Path | None,
+    size: tuple[int, int] | None,
 ) -> ExitCode:
     """Print the screen or draw it: as wide as the terminal, with every row, if no size is asked for."""
     from dynamo_box.tui import headless
 
-    seen = headless.look(*_open(replay, None, END if at is None else at), options)
+    seen = headless.look(*_open(replay, speed, END if at is None else at), options)
     if svg is not None:
         from dynamo_box.tui.drawing import as_svg
         from dynamo_box.tui.themes import THEMES
@@ -222,7 +227,7 @@ def _watch(
         from dynamo_box.tui import headless
 
         stderr.say(f"recording to {record}; ends with the box, or with Ctrl-C")
-        stderr.say(headless.until_lost(recorded).reason)
+        stderr.say(headless.record(recorded))
     return ExitCode.OK
 
 
