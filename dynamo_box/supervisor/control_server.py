@@ -56,6 +56,12 @@ class SnapshotFeed:
         self._sent_at = self._loop.time()
         self._channel.send(self._snapshots.reply(self._id))
 
+    def flush(self) -> None:
+        """Send what has changed and isn't due yet: nothing else is going to tell it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._send()
+
     def close(self) -> None:
         """Idempotent."""
         if self._timer is not None:

@@ -170,6 +170,8 @@ class Supervision:
             if failure is not None and self._link_socket is None:
                 print_error(failure)
             return
+        if self._feed is not None:
+            self._feed.flush()
         self._drop_link()
         link.send(error_reply(self._request_id, failure) if failure else control.Done(self._request_id, "ready"))
         link.close()

@@ -56,6 +56,12 @@ def test_the_launcher_sees_phases_and_progress(box: BoxUnderTest) -> None:
     assert any(process.phase == "weights" and process.progress for process in seen)
 
 
+def test_the_last_that_the_launcher_sees_is_a_box_that_is_ready(box: BoxUnderTest) -> None:
+    last = box.up().snapshots[-1]
+    assert [process.state for process in last.processes] == ["ready"] * 3
+    assert last.box.state == "ready"
+
+
 def test_progress_moves_the_start_deadline(box: BoxUnderTest) -> None:
     began = time.monotonic()
     box.up(changed(box.plan(worker="steps:6:0.5"), "tiny.aggregated.0", start_deadline_s=1.5))
