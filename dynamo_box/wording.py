@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _KEPT = frozenset("\n\t\u200c\u200d")
 """Not printable by Unicode's book, but needed: the joiners are part of Persian, Indic scripts and emoji."""
 
@@ -36,8 +38,8 @@ def size(value: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`8s`, `3m12s`, `4h02m`, `2d03h`."""
-    if seconds is None:
+    """`8s`, `3m12s`, `4h02m`, `2d03h`; `-` for what can't be read or is no number."""
+    if seconds is None or not math.isfinite(seconds):
         return "-"
     whole = int(seconds)
     if whole < 60:

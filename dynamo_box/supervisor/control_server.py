@@ -221,6 +221,9 @@ class _Client:
             self._feed.close()
 
     async def finish(self) -> None:
+        """The box has stopped: watchers are told so."""
+        if self._feed is not None:
+            self._feed.flush()
         self.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)

@@ -19,13 +19,11 @@ from dataclasses import dataclass, field
 
 from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot, DeviceFigures, DeviceInfo, DiskInfo, ProcessInfo
+from dynamo_box.tui.host import HOST, HOST_KINDS, host_of
 
-HOST = "host"
 DISK = "disk"
 WEIGHTS, KV = "weights", "KV"
 """The purposes of planned bytes that have regions of their own; all others are the box's other bytes."""
-
-_HOST_KINDS = ("cpu", "host")
 
 
 class Region(enum.StrEnum):
@@ -79,7 +77,7 @@ class Holding:
 def places(snapshot: BoxSnapshot) -> tuple[Place, ...]:
     """Every device, then the host, then the disks."""
     held = _held(snapshot)
-    found = [_device(device, held.get(device.id, [])) for device in snapshot.devices if device.kind not in _HOST_KINDS]
+    found = [_device(device, held.get(device.id, [])) for device in snapshot.devices if device.kind not in HOST_KINDS]
     host = _host(snapshot, held[HOST])
     if host is not None:
         found.append(host)
@@ -122,23 +120,17 @@ def _device(device: DeviceInfo, held: list[Holding]) -> Place:
 
 
 def _host(snapshot: BoxSnapshot, held: list[Holding]) -> Place | None:
-    """The machine's memory; planned are the cpu device and interpreters together. None if nothing is known of it."""
-    parts = [device for device in snapshot.devices if device.kind in _HOST_KINDS]
-    figures = snapshot.host or next((part.figures for part in parts if part.figures), None)
-    if figures is None and not parts:
+    """The machine's memory; planned are the cpu device and interpreters together. None if nobody says what it holds."""
+    host = host_of(snapshot)
+    if host is None or (host.figures is None and not host.ids):
         return None
-    sizes = (snapshot.host_memory_bytes, *(part.memory_bytes for part in parts))
-    total = _whole(next((size for size in sizes if size is not None), None))
-    planned: dict[str, int] = {}
-    for part in parts:
-        for purpose, size in part.planned_bytes.items():
-            planned[purpose] = planned.get(purpose, 0) + size
-    name = next((part.name for part in parts if part.kind == "cpu"), "memory of the machine")
-    if figures is None:
+    total, planned = _whole(host.total), host.planned
+    if host.figures is None:
         regions = _planned(planned, total, held)
     else:
-        regions = _measured(figures, total, _claims(held, _mapped_weights(held, planned.get(WEIGHTS, 0))))
-    return Place(HOST, name, HOST, total, regions, figures is not None, planned)
+        regions = _measured(host.figures, total, _claims(held, _mapped_weights(held, planned.get(WEIGHTS, 0))))
+    name = host.name or "memory of the machine"
+    return Place(HOST, name, HOST, total, regions, host.figures is not None, planned)
 
 
 def _disk(disk: DiskInfo) -> Place:
@@ -222,7 +214,7 @@ def _sum(claims: Claims) -> int:
 
 def _held(snapshot: BoxSnapshot) -> dict[str, list[Holding]]:
     """By place. A worker on several devices holds an even part of its weights and KV on each."""
-    on_host = {device.id for device in snapshot.devices if device.kind in _HOST_KINDS} | {HOST}
+    on_host = {device.id for device in snapshot.devices if device.kind in HOST_KINDS} | {HOST}
     held: dict[str, list[Holding]] = {HOST: []}
     for process in snapshot.processes:
         devices = process.device.split(",") if process.device else []

@@ -10,7 +10,7 @@ from dynamo_box.paths import RunDir
 from dynamo_box.protocol.figures import FrontendFigures, RouterFigures
 from dynamo_box.snapshot import BoxSnapshot
 from dynamo_box.tui.model import Act
-from dynamo_box.wording import printable
+from dynamo_box.tui.text import one_line
 
 DRAIN_S = 30.0
 ANSWER_S = 300.0
@@ -29,7 +29,7 @@ class Order:
     process: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {printable(self.target)}"
+        return f"{self.kind} {one_line(self.target)}"
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,13 @@ def order(act: Act, row: str | None, snapshot: BoxSnapshot) -> Order | Refusal:
     if act.kind == "cancel":
         frontends = [each.figures for each in snapshot.processes if isinstance(each.figures, FrontendFigures)]
         live = any(request.request_id == row for each in frontends for request in each.live)
-        return Order("cancel", row) if live else Refusal(f"{act.title}: {printable(row)} is no live request")
-    known = any(each.name == row for each in snapshot.processes)
-    return Order(act.kind, row) if known else Refusal(f"{act.title}: {printable(row)} is no process")
+        return Order("cancel", row) if live else Refusal(f"{act.title}: {one_line(row)} is no live request")
+    process = next((each for each in snapshot.processes if each.name == row), None)
+    if process is None:
+        return Refusal(f"{act.title}: {one_line(row)} is no process")
+    if act.kind == "drain" and process.kind != "worker":
+        return Refusal(f"{act.title}: {one_line(row)} is no worker; r replaces it without losing a request")
+    return Order(act.kind, row)
 
 
 def router_mode(snapshot: BoxSnapshot) -> str | None:
@@ -60,7 +64,7 @@ def router_mode(snapshot: BoxSnapshot) -> str | None:
 
 
 def question(act: Act, row: str) -> str:
-    return act.question.replace("{row}", printable(row))
+    return act.question.replace("{row}", one_line(row))
 
 
 def carry_out(run_dir: RunDir, wanted: Order) -> str:

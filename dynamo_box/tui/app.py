@@ -26,7 +26,8 @@ from textual.message import Message
 from dynamo_box.paths import RunDir
 from dynamo_box.tui import bars, help_page
 from dynamo_box.tui.body import Body
-from dynamo_box.tui.dialogs import TextDialog
+from dynamo_box.tui.dialogs import TextDialog, text_width
+from dynamo_box.tui.driver import TerminalDriver
 from dynamo_box.tui.filter import EVERYTHING, Filter, FilterError
 from dynamo_box.tui.inbox import Inbox
 from dynamo_box.tui.keys import KEYS, SCREEN_KEYS, SEEK_KEYS, Key
@@ -78,7 +79,7 @@ class TopApp(App[None]):
     TITLE = "dynbox top"
 
     def __init__(self, source: Source, log: LogFeed, run_dir: RunDir, options: Options | None = None) -> None:
-        super().__init__()
+        super().__init__(TerminalDriver)
         options = options or Options()
         self.animation_level = "none"
         self.session = Session(source, options)
@@ -106,6 +107,7 @@ class TopApp(App[None]):
         if not self.is_headless:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 asyncio.get_running_loop().add_signal_handler(number, self.exit)
+        self.app_resume_signal.subscribe(self, lambda _: self.screen.refresh(layout=True))
         self._source.start(self._inbox.put)
         self.set_interval(TICK_S, self._draw_bars)
         await self._open(self.session.screen)
@@ -245,11 +247,13 @@ class TopApp(App[None]):
     def action_detail(self) -> None:
         """All about the row under the cursor, kept up to date while it is open."""
         if self._on_logs is not None:
-            self._show_page(self._on_logs.detail(self.size.width))
+            if (page := self._on_logs.detail(text_width(self.size.width))) is not None:
+                self._show_page(page)
         elif (current := self._body.stack.current) is not None:
             panel, row = current
-            self._detail_of = (panel, row.key)
-            self._show_page(self.session.detail(panel, row.key))
+            if (page := self.session.detail(panel, row.key)) is not None:
+                self._detail_of = (panel, row.key)
+                self._show_page(page)
 
     async def action_filter(self) -> None:
         """Open the line for the filter. It has the focus before the next key is looked at, and so gets all of them."""
@@ -277,6 +281,11 @@ class TopApp(App[None]):
             self._set_filter(EVERYTHING)
         self._keys.clear()
         await self._close_filter_line()
+
+    async def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        """A click on the logs takes the keys away from the filter's line: the person has done with it."""
+        if event.widget is self._logs:
+            await self._close_filter_line()
 
     def do(self, act: Act) -> None:
         """An act of this screen, to the row under the cursor."""
@@ -365,9 +374,8 @@ class TopApp(App[None]):
         hints = [(act.key, act.title) for act in self.session.acts]
         self._keys.show_keys(hints + [(key.shown, key.hint) for key in self.session.keys if key.hint])
 
-    def _show_page(self, page: Lines | None) -> None:
-        if page is not None:
-            self.push_screen(TextDialog(page, self._look), self._page_closed)
+    def _show_page(self, page: Lines) -> None:
+        self.push_screen(TextDialog(page, self._look), self._page_closed)
 
     def _page_closed(self, _: None) -> None:
         self._detail_of = None

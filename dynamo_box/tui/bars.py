@@ -12,8 +12,8 @@ from dynamo_box.tui.feed import Feed, Link
 from dynamo_box.tui.model import Span, Tone
 from dynamo_box.tui.screens import SCREENS
 from dynamo_box.tui.source import Why
-from dynamo_box.tui.text import BLANK, Line, Mark, clip_spans, spans_width
-from dynamo_box.wording import duration, printable
+from dynamo_box.tui.text import BLANK, Line, Mark, clip_spans, one_line, spans_width
+from dynamo_box.wording import duration
 
 _STATE_TONES = {
     "ready": Tone.GOOD,
@@ -50,7 +50,7 @@ def status(feed: Feed, now: float, marks: Sequence[Span], width: int) -> Line:
     """The first line: the box from left to right, `marks` (PAUSED, READ ONLY, …) at the right."""
     parts = list(_of_link(feed, now))
     if feed.snapshot is not None:
-        parts += _of_box(feed.snapshot, feed.uptime_s(now))
+        parts += _of_box(feed.snapshot, feed.uptime_s(now), there=feed.link is not Link.LOST)
     right = [span for mark in marks for span in (Span("  "), mark)]
     left = join(parts, width - spans_width(right))
     gap = max(width - spans_width(left) - spans_width(right), 0)
@@ -96,7 +96,7 @@ def keys(hints: Iterable[tuple[str, str]], width: int) -> Line:
 
 def notice(text: str, tone: Tone, width: int) -> Line:
     """What takes the place of the keys for a moment."""
-    return Line(clip_spans((Span(" ".join(printable(text).split()), tone),), width), Mark.BAR)
+    return Line(clip_spans((Span(one_line(text), tone),), width), Mark.BAR)
 
 
 def nothing_yet(feed: Feed, where: str, width: int, height: int) -> list[Line]:
@@ -121,10 +121,10 @@ def _waiting(feed: Feed, where: str) -> list[tuple[Span, ...]]:
     match feed.link, feed.lost:
         case Link.LOST, lost if lost is not None:
             return [
-                (Span(printable(lost.reason), Tone.WARN),),
-                (Span(printable(lost.remedy)),),
+                (Span(one_line(lost.reason), Tone.WARN),),
+                (Span(one_line(lost.remedy)),),
                 (),
-                (Span(f"looking in {printable(where)}; this screen comes alive when a box does", Tone.DIM),),
+                (Span(f"looking in {one_line(where)}; this screen comes alive when a box does", Tone.DIM),),
             ]
         case Link.LIVE, _:
             return [(Span("connected; waiting for the first snapshot", Tone.DIM),)]
@@ -137,20 +137,22 @@ def _waiting(feed: Feed, where: str) -> list[tuple[Span, ...]]:
 def _of_link(feed: Feed, now: float) -> Iterable[Part]:
     if feed.link is Link.LOST and feed.lost is not None:
         broken = feed.lost.why is Why.BROKEN
-        text = printable(feed.lost.reason) + ("; reconnecting" if broken else "")
+        text = one_line(feed.lost.reason) + ("; reconnecting" if broken else "")
         yield Part(100, (Span(text, Tone.BAD if broken else Tone.WARN),))
-    elif feed.snapshot is None:
-        yield Part(100, (Span("dynbox top", Tone.TITLE),))
     elif (silent_s := feed.silent_s(now)) >= SILENT_S:
         yield Part(100, (Span(f"no word from the box for {duration(silent_s)}", Tone.WARN),))
+    elif feed.snapshot is None:
+        yield Part(100, (Span("dynbox top", Tone.TITLE),))
 
 
-def _of_box(snapshot: BoxSnapshot, uptime_s: float) -> Iterable[Part]:
+def _of_box(snapshot: BoxSnapshot, uptime_s: float, *, there: bool) -> Iterable[Part]:
+    """What a box that isn't `there` any more was doing last is no longer so."""
     box = snapshot.box
-    yield Part(90, (Span("● ", _STATE_TONES.get(box.state, Tone.PLAIN)), Span(printable(box.state))))
+    if there:
+        yield Part(90, (Span("● ", _STATE_TONES.get(box.state, Tone.PLAIN)), Span(one_line(box.state))))
     if box.profile:
-        yield Part(60, (Span(printable(box.profile), Tone.TITLE),))
-    yield Part(30, (Span(printable(box.endpoint)),))
+        yield Part(60, (Span(one_line(box.profile), Tone.TITLE),))
+    yield Part(30, (Span(one_line(box.endpoint)),))
     yield Part(40, (Span("up ", Tone.DIM), Span(duration(uptime_s))))
     frontends = [each.figures for each in snapshot.processes if isinstance(each.figures, FrontendFigures)]
     if frontends:
@@ -159,7 +161,7 @@ def _of_box(snapshot: BoxSnapshot, uptime_s: float) -> Iterable[Part]:
         errors = sum(each.errors for each in frontends)
         yield Part(50, (Span(f"{errors}", Tone.BAD if errors else Tone.PLAIN), Span(" errors", Tone.DIM)))
     if box.cause and box.state not in ("ready", "starting"):
-        yield Part(20, (Span(printable(box.cause), Tone.BAD),))
+        yield Part(20, (Span(one_line(box.cause), Tone.BAD),))
 
 
 def _tab(key: str, name: str, current: bool) -> tuple[Span, Span]:

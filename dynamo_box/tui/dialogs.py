@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 
 from dynamo_box.tui.line_widget import LineWidget
 from dynamo_box.tui.model import Lines, Span, Tone
-from dynamo_box.tui.text import Line, Mark, clip_spans, spans_width
+from dynamo_box.tui.text import Line, Mark, clip_spans, spans_width, width_of
 from dynamo_box.tui.themes import Theme
 
 WIDEST = 110
@@ -22,16 +22,17 @@ _CSS = """
 """
 
 
+def text_width(terminal: int) -> int:
+    """How many columns the text of a `TextDialog` has in a terminal of so many."""
+    return max(min(terminal, WIDEST) - len("│  │"), 1)
+
+
 class Answer(NamedTuple):
     """`key` chooses it at once."""
 
     key: str
     value: str
     title: str
-
-
-class _Box(LineWidget):
-    """The lines of a dialog; clicks and the wheel are the dialog's to understand."""
 
 
 class TextDialog(ModalScreen[None]):
@@ -53,7 +54,7 @@ class TextDialog(ModalScreen[None]):
         self._page = page
         self._gone = False
         self._top = 0
-        self._box = _Box(id="page")
+        self._box = LineWidget(id="page")
         self._box.set_theme(theme)
 
     @property
@@ -90,7 +91,7 @@ class TextDialog(ModalScreen[None]):
     def _draw(self) -> None:
         whole = self.app.size
         width = min(whole.width, WIDEST)
-        wrapped = [piece for line in self._page.lines for piece in wrap(line, max(width - 4, 1))]
+        wrapped = [piece for line in self._page.lines for piece in wrap(line, text_width(whole.width))]
         height = min(len(wrapped) + 2, whole.height)
         room = max(height - 2, 0)
         self._top = max(0, min(self._top, len(wrapped) - room))
@@ -119,7 +120,7 @@ class QuestionDialog(ModalScreen[str]):
         self._answers = tuple(answers)
         self._at = 0
         self._first_answer = 0
-        self._box = _Box(id="question")
+        self._box = LineWidget(id="question")
         self._box.set_theme(theme)
 
     @property
@@ -160,7 +161,7 @@ class QuestionDialog(ModalScreen[str]):
 
     def _draw(self) -> None:
         whole = self.app.size
-        width = min(whole.width, max(40, min(len(self._question) + 6, 72)))
+        width = min(whole.width, max(40, min(width_of(self._question) + 6, 72)))
         lines = wrap((Span(self._question),), max(width - 4, 1))
         lines = lines[: max(whole.height - 2 - len(self._answers), 0)]
         self._first_answer = len(lines) + 1

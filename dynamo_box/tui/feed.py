@@ -34,7 +34,7 @@ class Feed:
         """`now` is Unix time."""
         match event:
             case Connected():
-                self.link, self.lost = Link.LIVE, None
+                self.link, self.lost, self.received_at = Link.LIVE, None, now
             case NewSnapshot(snapshot):
                 self._take_snapshot(snapshot, now)
             case Jumped(past):
@@ -61,7 +61,7 @@ class Feed:
 
     def silent_s(self, now: float) -> float:
         """How long nothing has come over a connection that stands."""
-        return max(now - self.received_at, 0.0) if self._live and self.link is Link.LIVE and self.snapshot else 0.0
+        return max(now - self.received_at, 0.0) if self._live and self.link is Link.LIVE else 0.0
 
     def _take_snapshot(self, snapshot: BoxSnapshot, now: float) -> None:
         if self.snapshot is not None and snapshot.box.run_id != self.snapshot.box.run_id:

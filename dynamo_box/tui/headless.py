@@ -18,6 +18,7 @@ from dynamo_box.tui.text import Line
 
 if TYPE_CHECKING:
     from dynamo_box.tui.log_pane import LogPane
+    from dynamo_box.tui.recorded import Recorded
 
 FIRST_S = 5.0
 """How long the first snapshot may take: a supervisor that is there answers at once or is stuck."""
@@ -73,22 +74,26 @@ def as_text(screen: list[Line]) -> str:
     return "\n".join("".join(span.text for span in line.spans).rstrip() for line in screen)
 
 
-def until_lost(source: Source) -> Lost:
-    """Run `source` until the box is gone, and say how it went; for a recording that nobody watches.
+def record(source: Recorded) -> str:
+    """Run `source` without a screen until the box is gone or the recording ends by itself, and say which.
 
     Raises:
-        NotRunning: there was none.
+        NotRunning: there is no box.
+        BoxError: the recording can't be written any more.
     """
     arrived: queue.SimpleQueue[SourceEvent] = queue.SimpleQueue()
     source.start(arrived.put)
     try:
         while not isinstance(event := arrived.get(), Lost):
-            pass
+            if source.failed:
+                raise BoxError(source.state, remedy="what is recorded so far plays")
+            if source.ended:
+                return source.state
     finally:
         source.close()
     if event.why is Why.ABSENT:
         raise NotRunning(event.reason, remedy=event.remedy or None, details=event.details)
-    return event
+    return event.reason
 
 
 def _take(session: Session, arrived: queue.SimpleQueue[SourceEvent]) -> None:

@@ -70,7 +70,9 @@ class History:
     _requests: dict[str, _Pace] = field(default_factory=dict)
 
     def feed(self, snapshot: BoxSnapshot) -> None:
-        """Take in the next snapshot."""
+        """Take in the next snapshot; one whose time is no number has no place in it."""
+        if not math.isfinite(snapshot.at):
+            return
         number = math.floor(snapshot.at / BUCKET_S)
         if number < self.newest or not self.newest:
             self.workers.clear()

@@ -44,6 +44,7 @@ KEYS: tuple[Key, ...] = (
     Key("t", "theme", "theme", "t", "", "dark, light, no colour"),
     Key("question_mark", "help", "help", "?", "help", "this page"),
     Key("ctrl+p", "palette", "command_palette", "ctrl+p", "", "find a screen or an act by name"),
+    Key("ctrl+z", "suspend", "suspend_process", "ctrl+z", "", "back to the shell; `fg` goes on here", first=True),
     Key("q", "quit", "quit", "q", "quit", "leave; the box stays as it is"),
     Key("ctrl+c", "quit.now", "quit", "ctrl+c", "", "leave, from anywhere", first=True),
 )

@@ -11,19 +11,20 @@ from dataclasses import replace
 from datetime import datetime
 
 from dynamo_box.control.logs import LEVELS
-from dynamo_box.tui.filter import EVERYTHING, Filter
+from dynamo_box.tui.filter import EVERYTHING, Filter, FilterTooSlow, patience
 from dynamo_box.tui.log_feed import LogBatch
-from dynamo_box.tui.log_lines import LogLine, LogStore, Selection, Wanted
+from dynamo_box.tui.log_lines import SLICE_LINES, LogLine, LogStore, Selection, Wanted
 from dynamo_box.tui.model import Lines, Span, Tone
-from dynamo_box.tui.text import BLANK, Line, Mark, clip_spans, fill, rule, width_of
+from dynamo_box.tui.text import BLANK, Line, Mark, clip_spans, fill, is_time, one_line, rule, width_of
 from dynamo_box.wording import printable
 
 HEAD_LINES = 1
 LEVEL_CHOICES = ("debug", "info", "warning", "error")
 WIDEST_PROCESS = 28
 MAX_DETAIL_LINES = 2000
+PATIENCE_S = 0.5
+"""Processor time for filtering SLICE_LINES lines; a tenth of that as a rule."""
 _NARROW = 100
-_YEAR_9999 = 253_370_764_800
 _LEVEL_NAMES = {number: name for name, number in LEVELS.items()}
 _LEVEL_TONES = {"debug": Tone.DIM, "warning": Tone.WARN, "error": Tone.BAD, "critical": Tone.BAD}
 
@@ -39,6 +40,8 @@ class LogPane:
         self._cursor = self._top = 0  # numbers of lines; of no meaning while following
         self._rows = 1
         self._process_width = 0
+        self._too_slow = False
+        self._has_read = False
 
     @property
     def wanted(self) -> Wanted:
@@ -65,17 +68,18 @@ class LogPane:
             self.store.clear()
             self.following = True
             self._want(self.wanted)
+        self._has_read = True
         self.store.append(batch.entries)
-        self._selection.advance(0)
+        self._advance(0)
 
     @property
     def complete(self) -> bool:
-        """Whether every line has been looked at since the filter changed."""
-        return self._selection.complete
+        """Whether every line has been looked at since the filter changed, or will not be."""
+        return self._too_slow or self._selection.complete
 
     def advance(self) -> None:
         """Look through some more of the older lines for a new filter."""
-        self._selection.advance()
+        self._advance(SLICE_LINES)
 
     def set_filter(self, wanted: Filter) -> None:
         if wanted != self._filter:
@@ -116,10 +120,6 @@ class LogPane:
         if self.following and len(self._selection):
             top, cursor = self._window()
             self._place(top, cursor)
-
-    def to_start(self) -> None:
-        if len(self._selection):
-            self._place(0, 0)
 
     def move(self, by: int) -> None:
         """Move the cursor; down from the last line, it follows."""
@@ -180,7 +180,18 @@ class LogPane:
 
     def _want(self, wanted: Wanted) -> None:
         self._selection = Selection(self.store, wanted)
-        self._selection.advance()
+        self._too_slow = False
+        self._advance(SLICE_LINES)
+
+    def _advance(self, lines: int) -> None:
+        """Look at all new lines and at `lines` older ones. A filter that takes too long isn't tried again."""
+        if self._too_slow:
+            return
+        try:
+            with patience(PATIENCE_S):
+                self._selection.advance(lines)
+        except FilterTooSlow:
+            self._too_slow = True
 
     def _place(self, top: int, cursor: int) -> None:
         """Stop following, with these positions."""
@@ -223,7 +234,9 @@ class LogPane:
         )
 
     def _empty(self) -> str:
-        if not self._selection.complete:
+        if self._too_slow:
+            return f"{self._filter.text} takes too long to match"
+        if not self._has_read or not self._selection.complete:
             return "looking…"
         if len(self.store):
             return "no line passes the filter (l: level, p: process, /: text)"
@@ -232,15 +245,10 @@ class LogPane:
 
 def clock(at: float) -> str:
     """Local time of day, to the millisecond; dashes for what is no time."""
-    if not 0 <= at < _YEAR_9999:
+    if not is_time(at):
         return "--:--:--.---"
     moment = datetime.fromtimestamp(at)
     return f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03}"
-
-
-def one_line(text: str) -> str:
-    """`text` without power over the terminal, and without line ends or tabs."""
-    return printable(text).replace("\n", "\\n").replace("\t", " ")
 
 
 def detail(line: LogLine, fields: Mapping[str, object], width: int) -> Lines:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dynamo_box.tui.log_feed import LiveLog, LogBatch
+from dynamo_box.snapshot import BoxSnapshot
+from dynamo_box.tui.log_feed import LiveLog
 from dynamo_box.tui.recorder import Recorder
 from dynamo_box.tui.source import Deliver, NewSnapshot, Source, SourceEvent
 from dynamo_box.wording import size
@@ -15,6 +16,7 @@ class Recorded:
 
     def __init__(self, source: Source, log: LiveLog, recorder: Recorder) -> None:
         self._source, self._log, self._recorder = source, log, recorder
+        self._has_begun = False
 
     @property
     def acts(self) -> bool:
@@ -25,20 +27,34 @@ class Recorded:
         """For a person: how much there is, or why it ended."""
         return self._recorder.ended or f"REC {size(self._recorder.bytes_written)}"
 
+    @property
+    def ended(self) -> bool:
+        """Whether the recording has ended by itself."""
+        return bool(self._recorder.ended)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended because it can't be written."""
+        return self._recorder.failed
+
     def start(self, deliver: Deliver) -> None:
+        """Lines follow the first snapshot: a recording without one can't be played."""
+
         def both(event: SourceEvent) -> None:
             if isinstance(event, NewSnapshot):
-                self._recorder.snapshot(event.snapshot)
-                if event.snapshot.box.logs_dir:
-                    self._log.look_in(Path(event.snapshot.box.logs_dir))
+                self._write_down(event.snapshot)
             deliver(event)
 
-        def write_down(batch: LogBatch) -> None:
-            self._recorder.log(batch.entries)
-
-        self._log.start_log(write_down)
         self._source.start(both)
 
     def close(self) -> None:
         self._source.close()
         self._log.close_log()
+
+    def _write_down(self, snapshot: BoxSnapshot) -> None:
+        self._recorder.snapshot(snapshot)
+        if snapshot.box.logs_dir:
+            self._log.look_in(Path(snapshot.box.logs_dir))
+        if not self._has_begun:
+            self._has_begun = True
+            self._log.start_log(lambda batch: self._recorder.log(batch.entries))

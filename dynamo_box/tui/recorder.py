@@ -25,9 +25,9 @@ LOG_FRAME_BYTES = 1024 * 1024
 class Recorder:
     """Writes snapshots and log lines as they come, from any thread, into a new file that nobody else may read.
 
-    It ends by itself, and says why in `ended`, when the file would pass `limit_bytes` or can't be written: a recording
-    must neither fill a disk nor take the screen down that it records. A frame too large for the format is left out and
-    counted in `left_out`.
+    It ends by itself, and says why in `ended`, when the file would pass `limit_bytes` or (`failed`) can't be written: a
+    recording must neither fill a disk nor take the screen down that it records. A frame too large for the format is
+    left out and counted in `left_out`.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Recorder:
             ) from error
         self.bytes_written = 0
         self.ended = ""
+        self.failed = False
         self.left_out = 0
         self._limit = limit_bytes
         self._clock = clock
@@ -96,11 +97,14 @@ class Recorder:
             try:
                 written = os.write(self._file, frame)
             except OSError as error:
-                self.ended = f"recording ended: {error.strerror}"
+                self._fail(error.strerror or str(error))
                 return
             self.bytes_written += written
             if written < len(frame):
-                self.ended = "recording ended: the disk is full"
+                self._fail("the disk is full")
+
+    def _fail(self, why: str) -> None:
+        self.ended, self.failed = f"recording ended: {why}", True
 
 
 def _log_bodies(entries: Iterable[Entry]) -> Iterator[bytes]:

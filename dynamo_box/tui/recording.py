@@ -121,10 +121,13 @@ class Recording:
         """The snapshot in the frame `number`, None if it can't be read."""
         body = self._body(number)
         try:
-            return None if body is None else _snapshots.decode(body)
+            snapshot = None if body is None else _snapshots.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
+            snapshot = None
+        if snapshot is None or not math.isfinite(snapshot.at):
             self._unreadable.add(number)
             return None
+        return snapshot
 
     def entries(self, number: int) -> list[Entry]:
         """The log lines in the frame `number`, oldest first; none if they can't be read."""

@@ -106,7 +106,7 @@ class Session:
 
     def _marks(self, now: float) -> Iterator[Span]:
         if self._paused_at is not None:
-            yield Span(f"PAUSED {duration(now - self._paused_at)} ago", Tone.WARN)
+            yield Span(f"PAUSED {duration(max(now - self._paused_at, 0.0))} ago", Tone.WARN)
         if self.replay is not None and self.replay.note:
             yield Span(self.replay.note, Tone.WARN)
         if self.replay is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dynamo_box.tui.filter import EVERYTHING, Filter
 from dynamo_box.tui.model import Lines, Panel, Row, Span, Table, Tone
-from dynamo_box.tui.table import HEAD_LINES, Sort, TablePane
+from dynamo_box.tui.table import HEAD_LINES, TablePane
 from dynamo_box.tui.text import BLANK, Line, clip_spans, rule
 
 LEAST_TABLE = HEAD_LINES + 2
@@ -86,10 +86,6 @@ class Stack:
         """Key of the focused table, and the row under its cursor."""
         pane = self.focused
         return (pane.key, pane.current) if pane is not None and pane.current is not None else None
-
-    @property
-    def sorts(self) -> dict[str, Sort | None]:
-        return {key: pane.sort for key, pane in self._panes.items()}
 
     @property
     def page(self) -> int:

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dynamo_box.tui.columns import fit
-from dynamo_box.tui.filter import EVERYTHING, Filter
+from dynamo_box.tui.filter import EVERYTHING, Filter, FilterTooSlow, patience
 from dynamo_box.tui.model import Cell, Column, Row, Span, Table, Tone
 from dynamo_box.tui.text import BLANK, Line, Mark, clip_spans, fill, rule, width_of
 
 HEAD_LINES = 2
 """Title and column heads."""
+PATIENCE_S = 0.05
+"""Processor time for filtering all rows, four times a second; a few milliseconds as a rule."""
 WIDE = 100
 """From this many cells on columns stand two apart."""
 
@@ -28,10 +30,14 @@ class Sort:
 def arrange(table: Table, sort: Sort | None, wanted: Filter = EVERYTHING) -> Sequence[Row]:
     """The rows that `wanted` lets through, in order. Rows that compare equal keep the order they came in; those
     without a value stand last whichever way round.
+
+    Raises:
+        FilterTooSlow: `wanted` can't be matched in time.
     """
     rows: Sequence[Row] = table.rows
     if wanted.active:
-        rows = [row for row in rows if wanted.matches(" ".join(cell.text for cell in row.cells))]
+        with patience(PATIENCE_S):
+            rows = [row for row in rows if wanted.matches(" ".join(cell.text for cell in row.cells))]
     index = next((at for at, column in enumerate(table.columns) if sort and column.key == sort.column), None)
     if sort is None or index is None:
         return rows
@@ -58,6 +64,7 @@ class TablePane:
         self.rows: Sequence[Row] = ()
         self.sort: Sort | None = None
         self._filter = EVERYTHING
+        self._too_slow: Filter | None = None
         self._cursor = 0
         self._cursor_key: str | None = None
         self._top = 0
@@ -72,8 +79,7 @@ class TablePane:
         if table.columns != self.table.columns or wanted != self._filter:
             self._natural = []
         self.table, self._filter = table, wanted
-        self.rows = arrange(table, self.sort, wanted)
-        self._follow()
+        self._arrange()
 
     @property
     def key(self) -> str:
@@ -135,25 +141,38 @@ class TablePane:
             on_cursor = Mark.CURSOR if focused else Mark.CURSOR_BEHIND
             lines.append(Line(self._row(row), on_cursor if index == self._cursor else Mark.NONE))
         if not self.rows:
-            text = (
-                f"nothing matches {self._filter.text}" if self._filter.active and self.table.rows else self.table.empty
-            )
-            lines.append(Line(clip_spans((Span(text, Tone.DIM),), width)))
+            lines.append(Line(clip_spans((self._nothing(),), width)))
         lines += [BLANK] * (height - len(lines))
         return lines[:height]
+
+    def _nothing(self) -> Span:
+        """Why there is no row."""
+        if self._filter == self._too_slow:
+            return Span(f"{self._filter.text} takes too long to match", Tone.WARN)
+        filtered = self._filter.active and self.table.rows
+        return Span(f"nothing matches {self._filter.text}" if filtered else self.table.empty, Tone.DIM)
 
     def _set_sort(self, sort: Sort | None) -> None:
         self.sort = sort
         self._natural = []
-        self.rows = arrange(self.table, sort, self._filter)
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Order the rows anew. A filter that takes too long lets none through, and isn't tried again."""
+        self.rows = ()
+        if self._filter != self._too_slow:
+            try:
+                self.rows = arrange(self.table, self.sort, self._filter)
+                self._too_slow = None
+            except FilterTooSlow:
+                self._too_slow = self._filter
         self._follow()
 
     def _follow(self) -> None:
-        if self._cursor_key is not None:
-            for index, row in enumerate(self.rows):
-                if row.key == self._cursor_key:
-                    self._cursor = index
-                    return
+        same = [index for index, row in enumerate(self.rows) if row.key == self._cursor_key]
+        if same:  # clients choose ids of requests, and may choose one twice
+            self._cursor = min(same, key=lambda index: abs(index - self._cursor))
+            return
         self._cursor = max(0, min(self._cursor, len(self.rows) - 1))
         self._cursor_key = self.rows[self._cursor].key if self._cursor else None
 

@@ -9,8 +9,11 @@ from typing import NamedTuple
 from rich.cells import cell_len, set_cell_size
 
 from dynamo_box.tui.model import Span, Tone
+from dynamo_box.wording import printable
 
 ELLIPSIS = "…"
+_YEAR_9999 = 253_370_764_800
+_ENDS_AND_TABS = str.maketrans("\n\r\t", "   ")
 
 
 class Mark(enum.StrEnum):
@@ -31,6 +34,16 @@ class Line(NamedTuple):
 
 
 BLANK = Line(())
+
+
+def one_line(text: str) -> str:
+    """Foreign text on one line and without power over the terminal."""
+    return text if text.isprintable() else printable(text.translate(_ENDS_AND_TABS))
+
+
+def is_time(at: float) -> bool:
+    """Whether this is a Unix time that a calendar can show; a recording may hold any number."""
+    return 0 <= at < _YEAR_9999
 
 
 def width_of(text: str) -> int:

@@ -257,6 +257,22 @@ class TestMouse:
 
         play(clicking)
 
+    def test_a_click_on_the_logs_ends_the_filters_line(self) -> None:
+        """Keys go where was clicked; a line that stood there still could be neither used nor closed."""
+
+        async def clicking(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            await screen.press("6", "slash", "a")
+            assert screen.app.query("#filter")
+            await screen.pilot.click("#logs", offset=(5, 3))
+            await screen.pilot.pause()
+            assert not screen.app.query("#filter")
+            await screen.press("slash", "b")
+            assert screen.app.query("#filter")
+            assert screen.app.session.wanted.text == "ab"
+
+        play(clicking)
+
 
 class TestActs:
     def test_what_hurts_is_asked_first_and_enter_says_no(self) -> None:
@@ -295,6 +311,15 @@ class TestActs:
             await screen.give(snapshots.busy())
             await screen.press("tab", "r")
             await screen.see("is no process")
+
+        play(acting)
+
+    def test_a_router_cannot_be_drained_and_it_says_why(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.busy())
+            await screen.press("d")
+            await screen.see("drain: router is no worker")
+            assert not isinstance(screen.app.screen, QuestionDialog)
 
         play(acting)
 

@@ -196,6 +196,23 @@ def test_leaving_gives_the_terminal_back(running: MockBox, end: str) -> None:
         assert "Traceback" not in terminal.screen()
 
 
+def test_suspended_it_gives_the_terminal_back_and_draws_all_of_it_again(running: MockBox) -> None:
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    with Terminal(shell, {**environment(running), "PS1": "shell> "}, columns=100, rows=30) as terminal:
+        terminal.wait_for("^shell>")
+        terminal.type(" ".join(running.command("top")) + "\n")
+        terminal.wait_for(r"^router .*ready")
+        terminal.press("C-z")
+        terminal.wait_for("Stopped")
+        assert not terminal.is_alternate
+        assert not terminal.takes_mouse
+        terminal.type("fg\n")
+        terminal.wait_for("^Processes")
+        assert "1 fleet" in terminal.screen()
+        terminal.press("q")
+        terminal.wait_for("^shell>")
+
+
 def pid_of_top(box: MockBox) -> int:
     for pid in box.pids():
         with open(f"/proc/{pid}/cmdline", "rb") as file:

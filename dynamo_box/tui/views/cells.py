@@ -1,15 +1,18 @@
 """The small pieces that all screens are made of: one figure, one cell. Pure, and cheap: a frame has thousands.
 
-A figure that can't be read gives ABSENT, and `table` leaves out the columns where every cell is absent, so that what
-this box doesn't have isn't there. Text of others (names, causes, ids) gets in through `text` or `one_line` only.
+A figure that can't be read (or is no number) gives ABSENT, and `table` leaves out the columns where every cell is
+absent, so that what this box doesn't have isn't there. Text of others (names, causes, ids) gets in through `text` or
+`one_line` only.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import TypeGuard
 
 from rich.cells import chop_cells
 
@@ -17,7 +20,7 @@ from dynamo_box import wording
 from dynamo_box.protocol.figures import Quantiles, WorkerFigures
 from dynamo_box.snapshot import DeviceInfo, ProcessInfo
 from dynamo_box.tui.model import Cell, Column, Row, Span, Table, Tone
-from dynamo_box.tui.text import clip, fill, width_of
+from dynamo_box.tui.text import clip, fill, is_time, one_line, width_of
 
 ABSENT = Cell("-", Tone.DIM)
 DETAIL_WIDTH = 76
@@ -51,13 +54,6 @@ _DAY_S = 86400.0
 
 
 # text
-
-
-def one_line(value: str) -> str:
-    """Foreign text on one line and without power over the terminal."""
-    if value.isprintable():
-        return value
-    return wording.printable(value.replace("\n", " ").replace("\t", " ").replace("\r", " "))
 
 
 def text(value: str | None, tone: Tone = Tone.PLAIN) -> Cell:
@@ -106,7 +102,7 @@ def count(value: int | None, tone: Tone = Tone.PLAIN) -> Cell:
 
 def rate(per_second: float | None, tone: Tone = Tone.PLAIN) -> Cell:
     """`1,234`, and a decimal below 10: the unit is in the column's title."""
-    if per_second is None:
+    if not _is_known(per_second):
         return ABSENT
     return Cell(f"{per_second:,.{1 if 0 < per_second < 9.95 else 0}f}", tone, per_second)
 
@@ -131,7 +127,7 @@ def size_of(used: int | None, total: int | None, tone: Tone = Tone.PLAIN) -> Cel
 
 def seconds(value: float | None, tone: Tone = Tone.PLAIN) -> Cell:
     """A length of time, such as an uptime or an age: `3m12s`."""
-    return ABSENT if value is None else Cell(wording.duration(max(value, 0.0)), tone, value)
+    return Cell(wording.duration(max(value, 0.0)), tone, value) if _is_known(value) else ABSENT
 
 
 def latency(quantiles: Quantiles | None) -> Cell:
@@ -143,7 +139,7 @@ def latency(quantiles: Quantiles | None) -> Cell:
 
 def percent(share: float | None, tone: Tone = Tone.PLAIN) -> Cell:
     """A share (0 to 1) as `87%`; what is more than nothing and less than all never looks like either."""
-    return ABSENT if share is None else Cell(percentage(share), tone, share)
+    return Cell(percentage(share), tone, share) if _is_known(share) else ABSENT
 
 
 def percentage(share: float) -> str:
@@ -159,7 +155,7 @@ def ratio(part: int, whole: int) -> float | None:
 
 def bar(share: float | None, width: int, tone: Tone = Tone.ACCENT) -> Cell:
     """`███░░░░░  37%`, with a bar of `width` columns."""
-    if share is None:
+    if not _is_known(share):
         return ABSENT
     filled = round(min(max(share, 0.0), 1.0) * width)
     return Cell(f"{_BAR * filled}{_BAR_REST * (width - filled)} {percentage(share):>4}", tone, share)
@@ -167,8 +163,12 @@ def bar(share: float | None, width: int, tone: Tone = Tone.ACCENT) -> Cell:
 
 def clock(at: float, now: float) -> Cell:
     """Unix time as the local time of day, with the date if that is a day or more from `now`."""
-    local = time.localtime(at)
-    return Cell(time.strftime("%H:%M:%S" if abs(now - at) < _DAY_S else "%m-%d %H:%M:%S", local), Tone.DIM, at)
+    return moment(at, "%H:%M:%S" if abs(now - at) < _DAY_S else "%m-%d %H:%M:%S")
+
+
+def moment(at: float, pattern: str) -> Cell:
+    """Unix time as `strftime` writes it; absent if it is none, whatever a recording says."""
+    return Cell(time.strftime(pattern, time.localtime(at)), Tone.DIM, at) if is_time(at) else ABSENT
 
 
 # processes and devices
@@ -294,8 +294,12 @@ def facts(pairs: Iterable[tuple[str, Cell]]) -> list[Line]:
     return lines
 
 
+def _is_known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
 def _milliseconds(value: float | None) -> str:
-    if value is None:
+    if not _is_known(value):
         return "-"
     scaled = value * 1000
     return f"{scaled:.{1 if scaled < 9.95 else 0}f}"

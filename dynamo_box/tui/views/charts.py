@@ -51,7 +51,7 @@ def heat(shares: Iterable[float | None]) -> Line:
     spans: list[Span] = []
     run, tone = "", Tone.PLAIN
     for share in shares:
-        character, its_tone = _BLANK if share is None else HEAT[min(int(share * len(HEAT)), len(HEAT) - 1)]
+        character, its_tone = _BLANK if share is None else HEAT[min(max(int(share * len(HEAT)), 0), len(HEAT) - 1)]
         if run and its_tone != tone:
             spans.append(Span(run, tone))
             run = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dynamo_box.protocol.figures import Candidate, Decision, RouterFigures
 from dynamo_box.snapshot import BoxSnapshot
 from dynamo_box.tui.model import Cell, Column, Row, Tone
+from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import cells, charts
 from dynamo_box.tui.views.cells import Line
 
@@ -71,7 +72,7 @@ def why(decision: Decision) -> str:
     if second is None:
         return "it was the only one to choose from"
     if decision.mode != "kv":
-        return f"chosen by {cells.one_line(decision.mode)}, which doesn't ask for the cost"
+        return f"chosen by {one_line(decision.mode)}, which doesn't ask for the cost"
     if winner.cost < second.cost:
         return f"lowest cost, by {second.cost - winner.cost:.1f} blocks"
     if winner.cost > second.cost:
@@ -105,7 +106,7 @@ def lines(decision: Decision, now: float) -> list[Line]:
 def _candidate(candidate: Candidate, decision: Decision) -> tuple[Cell, ...]:
     won = candidate.worker == decision.winner
     return (
-        Cell(("▸ " if won else "  ") + cells.one_line(candidate.worker), Tone.ACCENT if won else Tone.PLAIN),
+        Cell(("▸ " if won else "  ") + one_line(candidate.worker), Tone.ACCENT if won else Tone.PLAIN),
         _overlap(candidate, decision.prompt_blocks),
         Cell(f"{candidate.prefill_blocks:,.1f}"),
         Cell(f"{candidate.decode_blocks:,}"),

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from dynamo_box import wording
 from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot, DeviceFigures, DeviceInfo, DiskInfo, ProcessInfo
+from dynamo_box.tui.host import HOST, HOST_KINDS, Host, host_of
 from dynamo_box.tui.model import Cell, Column, Lines, Row, Table, Tone
+from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import cells
 
 DEVICES = "devices"
-HOST = "host"
-"""Key of the machine's row. The cpu device and the host are one memory, and so one row."""
-
 _DISK = "disk "
-_HOST_KINDS = ("cpu", "host")
 _BAR_COLUMNS = 8
 _ALMOST_FULL, _FULL = 0.9, 0.97
 _HOT_C, _TOO_HOT_C = 85.0, 92.0
@@ -40,8 +37,8 @@ _COLUMNS = (
 def table(snapshot: BoxSnapshot) -> Table | None:
     """None if nothing is known of what the box lives on."""
     names = cells.device_names(snapshot.devices)
-    rows = [_device_row(device, names) for device in snapshot.devices if device.kind not in _HOST_KINDS]
-    host = _host(snapshot)
+    rows = [_device_row(device, names) for device in snapshot.devices if device.kind not in HOST_KINDS]
+    host = host_of(snapshot)
     if host is not None:
         rows.append(_host_row(host))
     rows.extend(_disk_row(disk) for disk in snapshot.disks)
@@ -51,42 +48,13 @@ def table(snapshot: BoxSnapshot) -> Table | None:
 def detail(snapshot: BoxSnapshot, row: str) -> Lines | None:
     """All that is known of the device, the machine or the disk in this row."""
     if row == HOST:
-        host = _host(snapshot)
+        host = host_of(snapshot)
         return None if host is None else _host_lines(host, snapshot)
     disk = next((each for each in snapshot.disks if _DISK + each.path == row), None)
     if disk is not None:
         return _disk_lines(disk)
     device = next((each for each in snapshot.devices if each.id == row), None)
     return None if device is None else _device_lines(device, snapshot)
-
-
-class _Host(NamedTuple):
-    name: str
-    total: int | None
-    planned: dict[str, int]
-    figures: DeviceFigures
-    ids: tuple[str, ...]
-
-
-def _host(snapshot: BoxSnapshot) -> _Host | None:
-    """The machine itself; None if nothing is known of it."""
-    parts = [device for device in snapshot.devices if device.kind in _HOST_KINDS]
-    figures = snapshot.host or next((part.figures for part in parts if part.figures), None)
-    sizes = (snapshot.host_memory_bytes, *(part.memory_bytes for part in parts))
-    total = next((size for size in sizes if size is not None), None)
-    if figures in (None, DeviceFigures()) and total is None and not parts:
-        return None
-    planned: dict[str, int] = {}
-    for part in parts:
-        for purpose, size in part.planned_bytes.items():
-            planned[purpose] = planned.get(purpose, 0) + size
-    return _Host(
-        name=next((part.name for part in parts if part.kind == "cpu"), ""),
-        total=total,
-        planned=planned,
-        figures=figures or DeviceFigures(),
-        ids=tuple(part.id for part in parts),
-    )
 
 
 # rows
@@ -98,10 +66,11 @@ def _device_row(device: DeviceInfo, names: Mapping[str, str]) -> Row:
     return _row(device.id, cells.name(names[device.id]), _model(device), used, device.planned_bytes, figures)
 
 
-def _host_row(host: _Host) -> Row:
-    used = host.figures.used_bytes
+def _host_row(host: Host) -> Row:
+    figures = host.figures or DeviceFigures()
+    used = figures.used_bytes
     in_use = cells.size_of(used, host.total, _fullness(used, host.total))
-    return _row(HOST, cells.name(HOST), cells.text(host.name), in_use, host.planned, host.figures)
+    return _row(HOST, cells.name(HOST), cells.text(host.name), in_use, host.planned, figures)
 
 
 def _disk_row(disk: DiskInfo) -> Row:
@@ -173,11 +142,12 @@ def _device_lines(device: DeviceInfo, snapshot: BoxSnapshot) -> Lines:
         lines.append(cells.remark("Nothing reads this device: what is used of it isn't known."))
     lines += _planned(device.planned_bytes)
     lines += _tenants(snapshot.processes, (device.id,))
-    return Lines(DEVICES, cells.one_line(device.id), tuple(lines))
+    return Lines(DEVICES, one_line(device.id), tuple(lines))
 
 
-def _host_lines(host: _Host, snapshot: BoxSnapshot) -> Lines:
-    facts = [("name", cells.text(host.name)), ("memory", cells.size(host.total)), *_figures(host.figures, host.total)]
+def _host_lines(host: Host, snapshot: BoxSnapshot) -> Lines:
+    figures = host.figures or DeviceFigures()
+    facts = [("name", cells.text(host.name)), ("memory", cells.size(host.total)), *_figures(figures, host.total)]
     lines = [*cells.facts(facts), *_planned(host.planned), *_tenants(snapshot.processes, host.ids)]
     return Lines(DEVICES, HOST, tuple(lines))
 
@@ -189,7 +159,7 @@ def _disk_lines(disk: DiskInfo) -> Lines:
         ("free", cells.size(disk.free_bytes, _fullness(disk.total_bytes - disk.free_bytes, disk.total_bytes))),
         ("this box", cells.size(disk.box_bytes)),
     ]
-    return Lines(DEVICES, cells.one_line(disk.path), tuple(cells.facts(facts)))
+    return Lines(DEVICES, one_line(disk.path), tuple(cells.facts(facts)))
 
 
 def _figures(figures: DeviceFigures, total: int | None) -> list[tuple[str, Cell]]:
@@ -216,9 +186,7 @@ def _figures(figures: DeviceFigures, total: int | None) -> list[tuple[str, Cell]
 def _planned(planned: dict[str, int]) -> list[cells.Line]:
     if not planned:
         return []
-    return cells.section(
-        "Planned", cells.facts((cells.one_line(key), cells.size(size)) for key, size in planned.items())
-    )
+    return cells.section("Planned", cells.facts((one_line(key), cells.size(size)) for key, size in planned.items()))
 
 
 def _tenants(processes: Sequence[ProcessInfo], ids: Sequence[str]) -> list[cells.Line]:
@@ -226,7 +194,7 @@ def _tenants(processes: Sequence[ProcessInfo], ids: Sequence[str]) -> list[cells
     tenants = [each for each in processes if each.device and not set(each.device.split(",")).isdisjoint(ids)]
     if not tenants:
         return []
-    return cells.section("Processes", cells.facts((cells.one_line(each.name), _holding(each)) for each in tenants))
+    return cells.section("Processes", cells.facts((one_line(each.name), _holding(each)) for each in tenants))
 
 
 def _holding(process: ProcessInfo) -> Cell:

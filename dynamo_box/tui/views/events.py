@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 from dynamo_box.snapshot import EventInfo
 from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Span, Tone, View
+from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import cells
 
 EVENTS = "events"
@@ -36,7 +35,7 @@ class Events:
         if event is None:
             return None
         facts = [
-            ("time", Cell(time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(event.at)))),
+            ("time", cells.moment(event.at, "%Y-%m-%d %H:%M:%S %z")),
             ("ago", cells.seconds(frame.now - event.at)),
             ("level", _level(event.level)),
             ("process", cells.text(event.process)),
@@ -58,7 +57,7 @@ def _row(event: EventInfo, now: float) -> Row:
 
 def _level(level: str) -> Cell:
     """Sorted by how bad it is."""
-    return Cell(cells.one_line(level), cells.LEVEL_TONES.get(level, Tone.DIM), _LEVEL_ORDER.get(level, 0.0))
+    return Cell(one_line(level), cells.LEVEL_TONES.get(level, Tone.DIM), _LEVEL_ORDER.get(level, 0.0))
 
 
 def _note(events: tuple[EventInfo, ...]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dynamo_box import wording
-from dynamo_box.tui.accounting import DISK, HOST, Holding, Place, Region, held_by_purpose, holdings, places
+from dynamo_box.tui.accounting import DISK, Holding, Place, Region, held_by_purpose, holdings, places
+from dynamo_box.tui.host import HOST
 from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Span, Tone
-from dynamo_box.tui.text import fill, width_of
+from dynamo_box.tui.text import fill, one_line, width_of
 from dynamo_box.tui.views import cells, charts
 from dynamo_box.tui.views.cells import Line
 
@@ -85,7 +86,7 @@ VIEW = Memory()
 def _labels(frame: Frame, found: Iterable[Place]) -> dict[str, str]:
     """What to call each place, by its key: a device by its short name, a disk by its path."""
     names = cells.device_names(frame.snapshot.devices)
-    return {place.key: cells.one_line(place.key) if place.kind in (HOST, DISK) else names[place.key] for place in found}
+    return {place.key: one_line(place.key) if place.kind in (HOST, DISK) else names[place.key] for place in found}
 
 
 def _row(place: Place, label: str) -> Row:
@@ -199,7 +200,7 @@ def _regions(place: Place) -> list[Line]:
 def _against_plan(place: Place) -> list[Line]:
     held = held_by_purpose(place)
     rows = [
-        (Cell(cells.one_line(purpose)), cells.size(planned), cells.size(held.get(purpose)),
+        (Cell(one_line(purpose)), cells.size(planned), cells.size(held.get(purpose)),
          _difference(held.get(purpose), planned))
         for purpose, planned in place.planned.items()
     ]  # fmt: skip
@@ -218,7 +219,7 @@ def _by_process(held: list[Holding]) -> list[Line]:
     """Resident memory is of the host, whatever device the process works on."""
     rows = [
         (
-            Cell(cells.one_line(each.process.name)),
+            Cell(one_line(each.process.name)),
             cells.size(each.weights, Tone.WEIGHTS),
             cells.size(each.kv_used, Tone.KV),
             cells.size(each.kv_cached, Tone.CACHED),

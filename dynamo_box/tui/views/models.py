@@ -9,6 +9,7 @@ from dynamo_box import wording
 from dynamo_box.protocol.figures import FrontendFigures, WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot, ModelInfo, ProcessInfo
 from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Tone, View
+from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import cells
 
 MODELS = "models"
@@ -45,9 +46,9 @@ class Models:
             return None
         service = _service(row, snapshot.processes)
         names = cells.device_names(snapshot.devices)
-        workers = cells.facts((cells.one_line(each.name), _worker(each, names)) for each in service.workers)
+        workers = cells.facts((one_line(each.name), _worker(each, names)) for each in service.workers)
         lines = [*cells.facts(_facts(model, service, snapshot, names)), *cells.section("Workers", workers)]
-        return Lines(MODELS, cells.one_line(model.name), tuple(lines))
+        return Lines(MODELS, one_line(model.name), tuple(lines))
 
 
 VIEW: View = Models()

@@ -6,6 +6,7 @@ from dynamo_box.protocol.figures import Decision, FrontendFigures, Latency, Rout
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
 from dynamo_box.tui.history import BUCKET_S, Bucket, History
 from dynamo_box.tui.model import Cell, Frame, Lines, Tone
+from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import cells
 
 KEY = "process"
@@ -24,12 +25,12 @@ def lines(process: ProcessInfo, frame: Frame) -> Lines:
         *cells.section("Figures", cells.facts(_figures(process, frame))),
         *cells.section(
             "Says of itself",
-            cells.facts((cells.one_line(key), cells.text(value)) for key, value in process.info.items()),
+            cells.facts((one_line(key), cells.text(value)) for key, value in process.info.items()),
         ),
         *cells.section("Latest routed to it", _wins(process.name, snapshot, frame.now)),
         *cells.section("Events", _events(process.name, snapshot, frame.now)),
     ]
-    return Lines(KEY, cells.one_line(process.name), tuple(found))
+    return Lines(KEY, one_line(process.name), tuple(found))
 
 
 def _identity(process: ProcessInfo) -> list[_Fact]:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from dynamo_box.protocol.figures import FrontendFigures, RequestFigures
 from dynamo_box.snapshot import BoxSnapshot
 from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Tone
+from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import cells, decisions
 
 _PHASES = {
@@ -54,7 +55,7 @@ class Requests:
         for decision in reversed(router.decisions) if router is not None else ():
             if decision.request_id == row:
                 lines += cells.section("Placement", decisions.lines(decision, frame.now))
-        return Lines("request", cells.one_line(row), tuple(lines))
+        return Lines("request", one_line(row), tuple(lines))
 
 
 VIEW = Requests()
@@ -78,7 +79,7 @@ def _silence(snapshot: BoxSnapshot) -> str:
         return "This box has no frontend."
     if any(isinstance(process.figures, FrontendFigures) for process in frontends):
         return "No request is running."
-    return f"The frontend is {cells.one_line(frontends[0].state)} and has reported nothing yet."
+    return f"The frontend is {one_line(frontends[0].state)} and has reported nothing yet."
 
 
 def _row(request: RequestFigures, frame: Frame, rank: bool) -> Row:

@@ -9,7 +9,7 @@ from dynamo_box.protocol.figures import RouterFigures
 from dynamo_box.snapshot import BoxSnapshot
 from dynamo_box.tui.history import BUCKET_S, KEPT_BUCKETS, Bucket, History
 from dynamo_box.tui.model import Act, Frame, Lines, Panel, Span, Table, Tone
-from dynamo_box.tui.text import fill, width_of
+from dynamo_box.tui.text import fill, one_line, width_of
 from dynamo_box.tui.views import cells, charts, decisions
 from dynamo_box.tui.views.cells import Line
 
@@ -38,9 +38,7 @@ class Routing:
         router = decisions.router_of(frame.snapshot)
         for decision in router.decisions if router is not None else ():
             if decisions.row_key(decision) == row:
-                return Lines(
-                    "decision", cells.one_line(decision.request_id), tuple(decisions.lines(decision, frame.now))
-                )
+                return Lines("decision", one_line(decision.request_id), tuple(decisions.lines(decision, frame.now)))
         return None
 
 
@@ -63,7 +61,7 @@ def _silence(snapshot: BoxSnapshot, router: RouterFigures | None) -> str:
     process = next((process for process in snapshot.processes if process.kind == "router"), None)
     if process is None:
         return "This box has no router."
-    return f"The router is {cells.one_line(process.state)} and has reported nothing yet."
+    return f"The router is {one_line(process.state)} and has reported nothing yet."
 
 
 # traffic
@@ -84,7 +82,7 @@ def _traffic(frame: Frame, router: RouterFigures | None, width: int) -> list[Lin
     names = _names(frame)
     if not names:
         return lines
-    name_width = min(max(width_of(cells.one_line(name)) for name in names), _WIDEST_NAME, max(width // 3, 1))
+    name_width = min(max(width_of(one_line(name)) for name in names), _WIDEST_NAME, max(width // 3, 1))
     shown, bar = _layout(width - name_width)
     workers = [_worker(name, frame.history, shown) for name in names]
     total = sum(worker.requests for worker in workers)
@@ -165,7 +163,7 @@ def _row(worker: _Worker, total: int, name_width: int, bar: int) -> Line:
     share = cells.ratio(worker.requests, total)
     filled = round((share or 0.0) * bar)
     return (
-        Span(fill(cells.one_line(worker.name), name_width, front=True) + " "),
+        Span(fill(one_line(worker.name), name_width, front=True) + " "),
         *charts.heat([None if bucket is None else bucket.hit_rate for bucket in worker.buckets]),
         Span(fill(now.text, len("  NOW"), right=True), now.tone),
         Span(" " * bool(bar) + "━" * filled, Tone.ACCENT),

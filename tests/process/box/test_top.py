@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from mock_box import MockBox
 
 from dynamo_box.paths import RunDir
 from dynamo_box.tui.acts import Order, carry_out
+from dynamo_box.tui.recording import Kind, Recording
 from dynamo_box.tui.source import LiveSource, Lost, NewSnapshot, SourceEvent, Why
 
 WORKER = "tiny.aggregated.0"
@@ -100,6 +102,32 @@ def test_svg_is_a_picture_that_fetches_nothing(mock_box: Box, tmp_path: Path) ->
     assert "can't write" in refused.stderr
 
 
+def test_a_picture_goes_through_links_and_replaces_nothing_but_files(mock_box: Box, tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link.svg"
+    os.mkfifo(pipe)
+    link.symlink_to("real.svg")
+    mock_box.dynbox("top", "--svg", str(link))
+    assert link.is_symlink() and (tmp_path / "real.svg").read_text("utf-8").startswith("<svg")
+    with mock_box.start("top", "--svg", str(pipe)) as drawing:
+        assert pipe.read_text("utf-8").startswith("<svg")
+        assert drawing.wait(COMMAND_DEADLINE_S) == 0
+    assert pipe.is_fifo()
+
+
+def test_what_a_character_set_lacks_is_no_defect(mock_box: Box) -> None:
+    mock_box.env["PYTHONIOENCODING"] = "latin-1"
+    assert WORKER in mock_box.dynbox("top", "--once").stdout
+
+
+def test_a_recording_that_cannot_be_written_any_more_ends_and_plays(mock_box: Box, tmp_path: Path) -> None:
+    recording = tmp_path / "box.dynrec"
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", *mock_box.command("top", "--record", str(recording))]
+    ended = subprocess.run(limited, env=mock_box.env, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S)
+    assert ended.returncode == 1
+    assert "recording ended" in ended.stderr
+    assert WORKER in mock_box.dynbox("top", "--replay", str(recording), "--once").stdout
+
+
 def test_without_a_terminal_a_recording_is_made_until_the_box_ends(mock_box: Box, tmp_path: Path) -> None:
     recording = tmp_path / "box.dynrec"
     running = mock_box.start("top", "--record", str(recording))
@@ -110,6 +138,9 @@ def test_without_a_terminal_a_recording_is_made_until_the_box_ends(mock_box: Box
     assert running.returncode == 0
     printed = mock_box.dynbox("top", "--replay", str(recording), "--once").stdout
     assert WORKER in printed and "REPLAY" in printed
+    with Recording.open(recording) as whole:
+        assert whole.kind(0) is Kind.SNAPSHOT
+        assert whole.header.profile == "tiny"
     assert json.loads(mock_box.dynbox("top", "--replay", str(recording), "--json").stdout)["models"]
     assert "exists" in mock_box.dynbox("top", "--record", str(recording), code=2).stderr
 
@@ -158,6 +189,7 @@ class TestWithoutABox:
             (["--size", "80x24"], "--size is of no use"),
             (["--once", "--json"], "exclude each other"),
             (["--speed", "2"], "--speed is of no use"),
+            (["--once", "--replay", "routed-load", "--speed", "0.01"], "is out of range"),
             (["--once", "--replay", "nothing-like-it"], "there is no recording"),
             (["--record", "a", "--replay", "b"], "exclude each other"),
         ],
@@ -166,6 +198,13 @@ class TestWithoutABox:
         failed = nobody.dynbox("top", *wrong, code=2)
         assert said in failed.stderr
         assert "hint:" in failed.stderr
+
+
+def test_a_closed_stdin_is_no_terminal(mock_box: Box) -> None:
+    closed = ["bash", "-c", 'exec "$@" <&-', "-", *mock_box.command("top")]
+    failed = subprocess.run(closed, env=mock_box.env, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S)
+    assert failed.returncode == 2
+    assert "needs a terminal" in failed.stderr
 
 
 def test_the_command_starts_without_importing_a_terminal(mock_box: Box) -> None:

@@ -32,6 +32,16 @@ def down(box: BoxUnderTest, drain_s: float = 5.0) -> control.Stopped:
         return client.down(drain_s, DEADLINE_S)
 
 
+def test_the_last_that_watchers_see_is_a_box_that_has_stopped(box: BoxUnderTest) -> None:
+    launched = box.up()
+    with box.client() as watcher:
+        watching = watcher.watch(0.1)
+        assert next(watching).box.state == "ready"
+        down(box)
+        assert [snapshot.box.state for snapshot in watching][-1] == "stopped"
+    assert launched.exit_code() == 0
+
+
 def test_down_drains_the_frontend_first_and_says_what_it_freed(box: BoxUnderTest) -> None:
     launched = box.up(box.plan(workers=2))
     stopped = down(box)

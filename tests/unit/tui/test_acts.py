@@ -16,6 +16,7 @@ from dynamo_box.tui.model import Act
 
 BUSY = snapshots.busy()
 RESTART = Act("r", "restart", "restart", "Drain and restart {row}?")
+DRAIN = Act("d", "drain", "drain", "Drain {row}?")
 CANCEL = Act("x", "cancel", "cancel", "Cancel {row}?")
 MODE = Act("m", "mode", "router mode", needs_row=False)
 
@@ -30,6 +31,16 @@ def test_what_is_no_process_is_refused_in_words(row: str | None) -> None:
     refused = order(RESTART, row, BUSY)
     assert isinstance(refused, Refusal)
     assert refused.reason.startswith("restart: ")
+
+
+def test_only_workers_are_drained_and_the_others_say_why_not() -> None:
+    for process in BUSY.processes:
+        found = order(DRAIN, process.name, BUSY)
+        if process.kind == "worker":
+            assert found == Order("drain", process.name)
+        else:
+            assert isinstance(found, Refusal)
+            assert found.reason.startswith(f"drain: {process.name} is no worker")
 
 
 def test_only_a_live_request_is_cancelled() -> None:
@@ -49,6 +60,7 @@ def test_a_mode_is_the_routers_whatever_row_is_chosen() -> None:
 
 def test_foreign_names_have_no_power_over_the_question() -> None:
     assert question(CANCEL, "a\x1b[2Jb {row}") == "Cancel a\\x1b[2Jb {row}?"
+    assert question(CANCEL, "a\n\tb\u202e") == "Cancel a  b\\u202e?"
 
 
 def test_without_a_box_it_fails_as_every_command_does(tmp_path: Path) -> None:

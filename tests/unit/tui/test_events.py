@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from dynamo_box.snapshot import BoxSnapshot, EventInfo
 from dynamo_box.tui.model import Lines, Table, Tone
-from dynamo_box.tui.views import cells, events
+from dynamo_box.tui.text import one_line
+from dynamo_box.tui.views import events
 from dynamo_box.tui.views.events import EVENTS
 
 VIEW = events.VIEW
@@ -73,5 +74,5 @@ def test_no_snapshot_breaks_it(kind: str) -> None:
     assert len(shown.rows) == len(snapshot.events)
     for row in shown.rows:
         assert len(row.cells) == len(shown.columns)
-        assert all(cell.text == cells.one_line(cell.text) for cell in row.cells)
+        assert all(cell.text == one_line(cell.text) for cell in row.cells)
         assert "\x1b" not in text(VIEW.detail(snapshots.frame(snapshot), EVENTS, row.key))

@@ -84,6 +84,15 @@ class TestStatus:
         assert "no word" not in text(status(feed, NOW + 4, (), 200))
         assert "no word from the box for 12s" in text(status(feed, NOW + 12, (), 200))
 
+    def test_also_one_that_has_said_nothing_yet(self) -> None:
+        feed = fed(Connected())
+        assert "no word" not in text(status(feed, NOW + 4, (), 200))
+        assert "no word from the box for 12s" in text(status(feed, NOW + 12, (), 200))
+
+    def test_a_box_that_is_gone_is_not_said_to_be_ready(self) -> None:
+        line = text(status(fed(NewSnapshot(BUSY), Lost(Why.STOPPED, "the box has stopped")), NOW, (), 200))
+        assert "the box has stopped" in line and "ready" not in line
+
     @pytest.mark.parametrize("width", [1, 7, 20, 39, 40, 80, 300])
     @pytest.mark.parametrize("snapshot", snapshots.all_kinds().values(), ids=snapshots.all_kinds().keys())
     def test_it_fits_every_terminal(self, snapshot: snapshots.BoxSnapshot, width: int) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
-from dynamo_box.tui.filter import EVERYTHING, Filter, FilterError
+from dynamo_box.tui.filter import EVERYTHING, Filter, FilterError, FilterTooSlow, patience
+
+ENDLESS = Filter.parse(r"(\w+\s*)+$x")
+"""It would take some 2 ** 60 steps on TEXT."""
+TEXT = "a row of thirty words " * 10
 
 
 def test_a_pattern_may_match_anywhere() -> None:
@@ -33,3 +39,13 @@ def test_nothing_yet_lets_everything_through(text: str) -> None:
 def test_what_is_no_pattern_is_said(text: str) -> None:
     with pytest.raises(FilterError, match="is no regular expression"):
         Filter.parse(text)
+
+
+def test_a_pattern_that_would_never_end_is_ended() -> None:
+    before = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(FilterTooSlow), patience(0.02):
+        ENDLESS.matches(TEXT)
+    assert signal.getsignal(signal.SIGVTALRM) is before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    with patience(0.02):
+        assert Filter.parse("thirty").matches(TEXT)

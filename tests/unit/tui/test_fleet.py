@@ -11,9 +11,11 @@ from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot, DeviceFigures
 from dynamo_box.tui.columns import fit
 from dynamo_box.tui.history import History
+from dynamo_box.tui.host import HOST
 from dynamo_box.tui.model import Lines, Table, Tone
-from dynamo_box.tui.views import cells, fleet
-from dynamo_box.tui.views.device_table import DEVICES, HOST
+from dynamo_box.tui.text import one_line
+from dynamo_box.tui.views import fleet
+from dynamo_box.tui.views.device_table import DEVICES
 from dynamo_box.tui.views.fleet import PROCESSES
 
 VIEW = fleet.VIEW
@@ -210,7 +212,7 @@ def test_no_snapshot_breaks_it(kind: str) -> None:
         assert isinstance(panel, Table)
         for row in panel.rows:
             assert len(row.cells) == len(panel.columns)
-            assert all(cell.text == cells.one_line(cell.text) for cell in row.cells)
+            assert all(cell.text == one_line(cell.text) for cell in row.cells)
             detail = text(VIEW.detail(frame, panel.key, row.key))
             assert "\x1b" not in detail
             assert all(cell_len(line) <= 80 for line in detail.splitlines())

@@ -183,7 +183,7 @@ def test_scrolled_back_it_stays_where_it_is() -> None:
 
 def test_start_end_and_the_cursor() -> None:
     pane = pane_of(100)
-    pane.to_start()
+    pane.move(-(10**6))
     assert text_of(pane)[1].endswith("line 0  n=0")
     pane.move(3)
     assert pane.current == 3
@@ -202,7 +202,7 @@ def test_the_place_is_kept_while_a_filter_works_its_way_back() -> None:
     pane = LogPane()
     pane.take(LogBatch(entries(0, 30_000)))
     pane.lines(120, 11)
-    pane.to_start()
+    pane.move(-(10**6))
     pane.move(3000)
     pane.set_process("w.0")
     steps = 0
@@ -218,7 +218,7 @@ def test_a_place_that_is_dropped_becomes_the_oldest_line() -> None:
     pane = LogPane(LogStore(max_lines=2000))
     pane.take(LogBatch(entries(0, 1000)))
     pane.lines(120, 11)
-    pane.to_start()
+    pane.move(-(10**6))
     pane.take(LogBatch(entries(1000, 9000)))
     shown = text_of(pane)
     assert shown[1].endswith(f"line {pane.store.first}  n={pane.store.first}")
@@ -248,15 +248,28 @@ def test_level_and_process_go_round() -> None:
 
 def test_nothing_to_show_says_why() -> None:
     pane = LogPane()
+    assert "looking" in text_of(pane)[1]
+    pane.take(LogBatch((), anew=True))
     assert "nothing has been logged" in text_of(pane)[1]
     pane.take(LogBatch(entries(0, 20)))
     pane.set_filter(Filter.parse("no such text"))
     assert "no line passes" in text_of(pane)[1]
     assert pane.detail(80) is None
-    for act in (pane.to_start, pane.follow, pane.hold, pane.only_this_process, lambda: pane.move(-1)):
+    for act in (pane.follow, pane.hold, pane.only_this_process, lambda: pane.move(-1)):
         act()
     pane.scroll(-3)
     assert not pane.click(3)
+
+
+def test_a_filter_that_takes_too_long_is_given_up() -> None:
+    pane = LogPane()
+    pane.take(LogBatch((replace_event(entry(0), "a line of thirty words " * 10),)))
+    pane.set_filter(Filter.parse(r"(\w+\s*)+$x"))
+    assert pane.complete
+    assert "takes too long" in text_of(pane)[1]
+    pane.take(LogBatch(entries(1, 3)))
+    pane.set_filter(Filter.parse("line 2"))
+    assert "line 2" in text_of(pane)[1]
 
 
 def test_starting_anew_forgets_what_was_there() -> None:

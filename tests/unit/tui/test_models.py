@@ -8,7 +8,8 @@ from msgspec.structs import replace
 
 from dynamo_box.snapshot import BoxSnapshot, ModelInfo
 from dynamo_box.tui.model import Lines, Table, Tone
-from dynamo_box.tui.views import cells, models
+from dynamo_box.tui.text import one_line
+from dynamo_box.tui.views import models
 from dynamo_box.tui.views.models import MODELS
 
 VIEW = models.VIEW
@@ -87,5 +88,5 @@ def test_no_snapshot_breaks_it(kind: str) -> None:
     shown = table(snapshot)
     for row in shown.rows:
         assert len(row.cells) == len(shown.columns)
-        assert all(cell.text == cells.one_line(cell.text) for cell in row.cells)
+        assert all(cell.text == one_line(cell.text) for cell in row.cells)
         assert "\x1b" not in text(VIEW.detail(snapshots.frame(snapshot), MODELS, row.key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -64,6 +65,16 @@ def test_what_was_recorded_is_there_in_order(made: Path) -> None:
         assert recording.kind(0) is Kind.SNAPSHOT
         assert recording.snapshot(18) == snapshot(9)
         assert [each.fields["n"] for each in recording.entries(19)] == [27, 28, 29]
+
+
+def test_a_snapshot_of_no_time_is_left_out_and_counted(tmp_path: Path) -> None:
+    path = tmp_path / "box.dynrec"
+    with Recorder(path) as recorder:
+        for at in (math.nan, math.inf, 7.0):
+            recorder.snapshot(msgspec.structs.replace(snapshot(0), at=at))
+    with Recording.open(path) as recording:
+        assert [recording.snapshot(number) is None for number in range(3)] == [True, True, False]
+        assert recording.skipped == 2
 
 
 def test_nobody_else_may_read_it(made: Path) -> None:

@@ -149,3 +149,34 @@ class TestLines:
         wide = texts(pane.lines(60, 4, focused=True))[1]
         pane.show(table(row("a", 1)), Filter())
         assert texts(pane.lines(60, 4, focused=True))[1] == wide
+
+
+class TestFilterThatTakesTooLong:
+    """Patterns may take longer than anyone lives; keys must not wait for them."""
+
+    ENDLESS = Filter.parse(r"(\w+\s*)+$x")
+    TABLE = table(row("a row of thirty words " * 10), row("b"))
+
+    def test_it_lets_nothing_through_and_says_so(self) -> None:
+        pane = TablePane(self.TABLE, self.ENDLESS)
+        assert names(pane) == []
+        assert "takes too long" in texts(pane.lines(80, 5, focused=True))[2]
+
+    def test_it_is_not_tried_again_until_it_changes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pane = TablePane(self.TABLE, self.ENDLESS)
+        with monkeypatch.context() as patch:
+            patch.setattr(Filter, "matches", lambda *_: pytest.fail("it was tried again"))
+            pane.show(self.TABLE, self.ENDLESS)
+            pane.sort_next()
+        pane.show(self.TABLE, Filter.parse("^b"))
+        assert names(pane) == ["b"]
+
+
+def test_the_cursor_gets_past_rows_with_the_same_key() -> None:
+    """Clients choose the ids of their requests."""
+    twice = table(row("a"), row("same"), row("same"), row("b"))
+    pane = TablePane(twice)
+    for _ in range(3):
+        pane.move(1)
+        pane.show(twice, Filter())
+    assert current(pane) == "b"
