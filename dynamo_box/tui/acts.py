@@ -22,11 +22,14 @@ ROUTER_MODES = ("kv", "round-robin", "random")
 
 @dataclass(frozen=True)
 class Order:
-    """`kind` as in Act; `target` is a process, a request or a mode. `process` is the router, for a mode."""
+    """`kind` as in Act; `target` is a process, a request or a mode. `process` is the router, for a mode. `run_id` is
+    that of the box which the person saw.
+    """
 
     kind: str
     target: str
     process: str = ""
+    run_id: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} {one_line(self.target)}"
@@ -41,21 +44,22 @@ class Refusal:
 
 def order(act: Act, row: str | None, snapshot: BoxSnapshot) -> Order | Refusal:
     """What `act` means for the row under the cursor."""
+    box = snapshot.box.run_id
     if act.kind == MODE:
         router = next((each.name for each in snapshot.processes if isinstance(each.figures, RouterFigures)), None)
-        return Refusal("there is no router that says how it routes") if router is None else Order(MODE, "", router)
+        return Refusal("there is no router that says how it routes") if router is None else Order(MODE, "", router, box)
     if row is None:
         return Refusal(f"{act.title}: there is no row under the cursor")
     if act.kind == "cancel":
         frontends = [each.figures for each in snapshot.processes if isinstance(each.figures, FrontendFigures)]
         live = any(request.request_id == row for each in frontends for request in each.live)
-        return Order("cancel", row) if live else Refusal(f"{act.title}: {one_line(row)} is no live request")
+        return Order("cancel", row, run_id=box) if live else Refusal(f"{act.title}: {one_line(row)} is no live request")
     process = next((each for each in snapshot.processes if each.name == row), None)
     if process is None:
         return Refusal(f"{act.title}: {one_line(row)} is no process")
     if act.kind == "drain" and process.kind != "worker":
         return Refusal(f"{act.title}: {one_line(row)} is no worker; r replaces it without losing a request")
-    return Order(act.kind, row)
+    return Order(act.kind, row, run_id=box)
 
 
 def router_mode(snapshot: BoxSnapshot) -> str | None:
@@ -74,9 +78,11 @@ def carry_out(run_dir: RunDir, wanted: Order) -> str:
         what the box says it has done, for a person.
 
     Raises:
-        BoxError: it couldn't, or there is no box.
+        BoxError: it couldn't, there is no box, or it is another one by now.
     """
     with ControlClient.connect(run_dir) as client:
+        if client.snapshot().box.run_id != wanted.run_id:
+            raise BoxError("another box runs by now", remedy="look at it, and then say it again")
         match wanted.kind:
             case "restart":
                 said = client.restart(wanted.target, DRAIN_S, ANSWER_S)

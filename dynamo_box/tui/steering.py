@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from textual.app import App
 from textual.message import Message
@@ -54,7 +55,7 @@ class Steering:
             modes = [Answer(str(at), mode, mode) for at, mode in enumerate(acts.ROUTER_MODES, 1)]
             asked = f"How shall requests be routed? Now: {acts.router_mode(snapshot)}"
             dialog = QuestionDialog(act.title, asked, modes, look)
-            self._ask(dialog, lambda mode: self._begin(Order(acts.MODE, mode, wanted.process)))
+            self._ask(dialog, lambda mode: self._begin(replace(wanted, target=mode)))
         elif act.question:
             answers = [Answer("n", "", "no"), Answer("y", "yes", f"yes, {act.title}")]
             dialog = QuestionDialog(act.title, acts.question(act, wanted.target), answers, look)

@@ -14,6 +14,7 @@ import pytest
 from box_under_test import COMMAND_DEADLINE_S, Box, eventually
 from mock_box import MockBox
 
+from dynamo_box.errors import BoxError
 from dynamo_box.paths import RunDir
 from dynamo_box.tui.acts import Order, carry_out
 from dynamo_box.tui.recording import Kind, Recording
@@ -53,10 +54,13 @@ def test_a_box_that_ends_and_comes_back_is_followed(mock_box: MockBox) -> None:
 def test_acts_do_to_the_box_what_they_say(mock_box: MockBox) -> None:
     run_dir = RunDir(mock_box.run_dir)
     before = mock_box.process(WORKER)
-    assert carry_out(run_dir, Order("restart", WORKER))
+    box = mock_box.ps()["box"]["run_id"]
+    with pytest.raises(BoxError, match="another box"):
+        carry_out(run_dir, Order("restart", WORKER, run_id="the one before"))
+    assert carry_out(run_dir, Order("restart", WORKER, run_id=box))
     assert mock_box.process(WORKER)["pid"] != before["pid"]
-    assert carry_out(run_dir, Order("mode", "random", "router"))
-    assert carry_out(run_dir, Order("drain", WORKER))
+    assert carry_out(run_dir, Order("mode", "random", "router", box))
+    assert carry_out(run_dir, Order("drain", WORKER, run_id=box))
     assert mock_box.process(WORKER)["pid"] is None
 
 

@@ -23,7 +23,7 @@ MODE = Act("m", "mode", "router mode", needs_row=False)
 
 def test_a_process_is_restarted_by_its_name() -> None:
     name = BUSY.processes[1].name
-    assert order(RESTART, name, BUSY) == Order("restart", name)
+    assert order(RESTART, name, BUSY) == Order("restart", name, run_id=BUSY.box.run_id)
 
 
 @pytest.mark.parametrize("row", [None, "GPU-0", "gone"])
@@ -37,7 +37,7 @@ def test_only_workers_are_drained_and_the_others_say_why_not() -> None:
     for process in BUSY.processes:
         found = order(DRAIN, process.name, BUSY)
         if process.kind == "worker":
-            assert found == Order("drain", process.name)
+            assert found == Order("drain", process.name, run_id=BUSY.box.run_id)
         else:
             assert isinstance(found, Refusal)
             assert found.reason.startswith(f"drain: {process.name} is no worker")
@@ -46,7 +46,7 @@ def test_only_workers_are_drained_and_the_others_say_why_not() -> None:
 def test_only_a_live_request_is_cancelled() -> None:
     frontend = next(each.figures for each in BUSY.processes if isinstance(each.figures, FrontendFigures))
     request = frontend.live[0].request_id
-    assert order(CANCEL, request, BUSY) == Order("cancel", request)
+    assert order(CANCEL, request, BUSY) == Order("cancel", request, run_id=BUSY.box.run_id)
     assert isinstance(order(CANCEL, "ended-long-ago", BUSY), Refusal)
 
 
