@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import io
 import math
 import os
@@ -18,6 +17,7 @@ import typer
 from dynamo_box.cli import complete, output, stderr, terminal
 from dynamo_box.cli.names import did_you_mean
 from dynamo_box.errors import BoxError, ExitCode, UsageError
+from dynamo_box.files import replace_text
 from dynamo_box.paths import home, logs_dir, run_dir
 
 if TYPE_CHECKING:
@@ -263,18 +263,6 @@ def _write(path: Path, text: str) -> None:
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
         else:
-            _replace(path.resolve(), text)
+            replace_text(path.resolve(), text)
     except OSError as error:
         raise BoxError(f"can't write {path}: {error.strerror}", remedy="name a file that you may write") from error
-
-
-def _replace(path: Path, text: str) -> None:
-    """All of it or nothing: whoever shows the picture on a page never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

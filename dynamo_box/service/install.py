@@ -4,13 +4,12 @@ anything is written.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from dynamo_box.errors import BoxError, UsageError
+from dynamo_box.files import replace_text
 from dynamo_box.service.systemctl import Systemctl, UnitState, journal
 from dynamo_box.service.unit import SUFFIX, ServiceUnit, is_ours, unit_text
 
@@ -106,24 +105,14 @@ def _is_ours(path: Path) -> bool:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all, also if the machine stops in between.
-
-    Raises:
-        BoxError: the directory can't be made or written to.
+    """Raises:
+    BoxError: the directory can't be made or written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                os.fchmod(descriptor, 0o644)
-                file.flush()
-                os.fsync(descriptor)
-            os.rename(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        replace_text(path, text)
     except OSError as error:
-        raise BoxError(f"can't write {path}: {error.strerror}") from error
+        raise BoxError(
+            f"can't write {path}: {error.strerror}",
+            remedy=f"see that you may write to {path.parent}, and that it has room",
+        ) from error
