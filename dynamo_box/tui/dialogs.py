@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from rich.cells import chop_cells
 from textual import events
@@ -17,9 +17,8 @@ from dynamo_box.tui.text import Line, Mark, clip_spans, spans_width, width_of
 from dynamo_box.tui.themes import Theme
 
 WIDEST = 110
-_CSS = """
-{name} {{ align: center middle; background: transparent; overflow: hidden; }}
-"""
+
+Result = TypeVar("Result")
 
 
 def text_width(terminal: int) -> int:
@@ -35,10 +34,39 @@ class Answer(NamedTuple):
     title: str
 
 
-class TextDialog(ModalScreen[None]):
+class Dialog(ModalScreen[Result], Generic[Result]):
+    """A frame of lines in the middle of the screen; who inherits draws what is in it."""
+
+    DEFAULT_CSS = """
+    Dialog { align: center middle; background: transparent; overflow: hidden; }
+    """
+
+    def __init__(self, theme: Theme) -> None:
+        super().__init__()
+        self._box = LineWidget()
+        self._box.set_theme(theme)
+
+    @property
+    def text(self) -> str:
+        return self._box.text
+
+    def compose(self) -> ComposeResult:
+        yield self._box
+
+    def set_theme(self, theme: Theme) -> None:
+        self._box.set_theme(theme)
+
+    def on_resize(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        """Fill the frame, for the size that the terminal has now."""
+        raise NotImplementedError
+
+
+class TextDialog(Dialog[None]):
     """Text that scrolls. `update` it as often as there is news; Escape, Enter and q close it."""
 
-    DEFAULT_CSS = _CSS.format(name="TextDialog")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,enter,q,question_mark,ctrl+c", "dismiss", "close", id="dialog.close", tooltip="close this"),
         Binding("up,k", "scroll(-1)", id="dialog.up", tooltip="a line up"),
@@ -50,30 +78,15 @@ class TextDialog(ModalScreen[None]):
     ]
 
     def __init__(self, page: Lines, theme: Theme) -> None:
-        super().__init__()
+        super().__init__(theme)
         self._page = page
         self._gone = False
         self._top = 0
-        self._box = LineWidget(id="page")
-        self._box.set_theme(theme)
-
-    @property
-    def text(self) -> str:
-        return self._box.text
-
-    def compose(self) -> ComposeResult:
-        yield self._box
 
     def update(self, page: Lines | None) -> None:
         """Show a newer page; None: what it was about is gone, and the last page stays, dimmed."""
         self._gone = page is None
         self._page = page or self._page
-        self._draw()
-
-    def set_theme(self, theme: Theme) -> None:
-        self._box.set_theme(theme)
-
-    def on_resize(self) -> None:
         self._draw()
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
@@ -102,10 +115,9 @@ class TextDialog(ModalScreen[None]):
         self._box.show(boxed(title, seen, place or "esc closes", width), dimmed=self._gone)
 
 
-class QuestionDialog(ModalScreen[str]):
+class QuestionDialog(Dialog[str]):
     """A question and its answers; Escape gives none. The first answer is the one that Enter would take."""
 
-    DEFAULT_CSS = _CSS.format(name="QuestionDialog")
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,ctrl+c", "leave", "close", id="question.leave", tooltip="do nothing"),
         Binding("up,k,left", "choose(-1)", id="question.up", tooltip="the answer before"),
@@ -114,27 +126,12 @@ class QuestionDialog(ModalScreen[str]):
     ]
 
     def __init__(self, title: str, question: str, answers: Sequence[Answer], theme: Theme) -> None:
-        super().__init__()
+        super().__init__(theme)
         self._title = title
         self._question = question
         self._answers = tuple(answers)
         self._at = 0
         self._first_answer = 0
-        self._box = LineWidget(id="question")
-        self._box.set_theme(theme)
-
-    @property
-    def text(self) -> str:
-        return self._box.text
-
-    def compose(self) -> ComposeResult:
-        yield self._box
-
-    def set_theme(self, theme: Theme) -> None:
-        self._box.set_theme(theme)
-
-    def on_resize(self) -> None:
-        self._draw()
 
     def on_key(self, event: events.Key) -> None:
         chosen = next((each for each in self._answers if event.character == each.key), None)
