@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from dynamo_box.protocol.figures import Figures
+from dynamo_box.protocol.residency import Residency
 
 
 class BoxInfo(msgspec.Struct, frozen=True):
@@ -23,8 +24,8 @@ class BoxInfo(msgspec.Struct, frozen=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """`state` is starting, ready or unavailable. `idle_s` is the time since its last request ended: 0 while one runs,
-    None if there has been none.
+    """`state` is starting, ready, unavailable, or what its `residency` says beyond that (falling_asleep, asleep,
+    waking). `idle_s` is the time since its last request ended: 0 while one runs, None if there has been none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     workers_ready: int = 0
     workers_total: int = 0
     idle_s: float | None = None
+    residency: Residency | None = None
 
 
 class Progress(msgspec.Struct, frozen=True):

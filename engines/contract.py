@@ -8,7 +8,7 @@ does so in a thread of its own and comes back with `loop.call_soon_threadsafe`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -22,6 +22,8 @@ TOOLS = "tools"
 GUIDED_DECODING = "guided_decoding"
 LORA = "lora"
 LOGPROBS = "logprobs"
+SLEEP = "sleep"
+"""The engine is a `Sleeper`."""
 
 
 class EngineError(Exception):
@@ -138,3 +140,38 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release everything; the process exits next."""
+
+
+class SleepReport(msgspec.Struct, frozen=True):
+    """What was given back: resident bytes of the KV pool, and mapped bytes of weights. `phases` are seconds."""
+
+    kv_bytes: int
+    weights_bytes: int
+    phases: dict[str, float] = {}
+
+
+class WakeReport(msgspec.Struct, frozen=True):
+    """Seconds by phase, in order: attach, remap, populate, kv."""
+
+    phases: dict[str, float]
+
+
+@runtime_checkable
+class Sleeper(Protocol):
+    """An engine that can give back its memory and take it again, with the process alive."""
+
+    async def sleep(self) -> SleepReport:
+        """Give back the KV pool (its cache is told as cleared) and unmap the weights. Nothing is in flight, and
+        nothing comes until `wake`.
+
+        Raises:
+            EngineError: it can't; it serves on as before, unless that is `permanent`.
+        """
+
+    async def wake(self, deadline_s: float) -> WakeReport:
+        """Be as after `start`: the same weights at the same addresses, an empty cache.
+
+        Raises:
+            EngineError: it can't now and is still asleep, or, if `permanent`, must be started anew (the weights have
+                changed meanwhile, say).
+        """

@@ -6,6 +6,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from dynamo_box.protocol.gms import Place
 from dynamo_box.protocol.spec import ChildSpec, ModelSpec
 
 
@@ -70,10 +71,25 @@ class DevicePlan(msgspec.Struct, frozen=True):
     capacity_bytes: int
 
 
+class ModelPolicy(msgspec.Struct, frozen=True):
+    """When a model sleeps, and where its weights go. `pin`: never by itself, nor for another's sake. `min_awake_s`: so
+    long after waking it isn't put to sleep for another's sake or for want of requests. `gms` names the process that
+    holds its weights, "" where its engine can't sleep: then sleep stops its workers, and wake starts them.
+    """
+
+    keep: Place = "host"
+    idle_ttl_s: float | None = None
+    pin: bool = False
+    min_awake_s: float = 0.0
+    gms: str = ""
+
+
 class Plan(msgspec.Struct, frozen=True):
     """`processes` are in start order; stopping goes the other way round.
 
-    `after` in a process names those that must be ready before it starts; all others start at once, in order.
+    `after` in a process names those that must be ready before it starts; all others start at once, in order, but for
+    workers of models that are not `awake`: those are started one model after the other before the rest, prove
+    themselves and sleep. `policies` has one for each model.
     """
 
     profile: str
@@ -85,6 +101,8 @@ class Plan(msgspec.Struct, frozen=True):
     restart: RestartPolicy = RestartPolicy()
     drain_s: float = 30.0
     warnings: tuple[str, ...] = ()
+    policies: dict[str, ModelPolicy] = {}
+    awake: tuple[str, ...] = ()
 
     @property
     def endpoint(self) -> str:

@@ -6,6 +6,8 @@ status.py    child <-> supervisor, over the inherited status socket
 figures.py   what children report at most four times a second
 request.py   frontend -> worker, and the router's event subscription, over the worker's socket
 route.py     frontend -> router
+gms.py       engine -> gms, and gms <-> supervisor; descriptors.py carries file descriptors with frames
+residency.py where a model's weights are
 control.py   CLI and TUI -> supervisor
 """
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+from dynamo_box.protocol.gms import Place
+from dynamo_box.protocol.residency import Residency
+
 
 class GetSnapshot(msgspec.Struct, frozen=True, tag="get"):
     id: int
@@ -45,6 +48,26 @@ class Drain(msgspec.Struct, frozen=True, tag="drain"):
     drain_s: float = 30.0
 
 
+class SleepModel(msgspec.Struct, frozen=True, tag="sleep"):
+    """Let a model's workers finish, until `drain_s` (`force`: cancel what runs), and take its weights `to` a place
+    (None: the profile's). `hold`: requests don't wake it. Answered by ModelSlept.
+    """
+
+    id: int
+    model: str
+    to: Place | None = None
+    force: bool = False
+    hold: bool = False
+    drain_s: float = 30.0
+
+
+class WakeModel(msgspec.Struct, frozen=True, tag="wake"):
+    """Answered by ModelWoken once the model serves."""
+
+    id: int
+    model: str
+
+
 class SetOption(msgspec.Struct, frozen=True, tag="set"):
     """Pass a setting to a live child (router `mode`, mock `fault`)."""
 
@@ -69,7 +92,9 @@ class Launch(msgspec.Struct, frozen=True, tag="launch"):
     plan: msgspec.Raw
 
 
-ControlRequest = GetSnapshot | Watch | Down | Restart | Drain | SetOption | CancelRequest | Launch
+ControlRequest = (
+    GetSnapshot | Watch | Down | Restart | Drain | SleepModel | WakeModel | SetOption | CancelRequest | Launch
+)
 
 
 class SnapshotReply(msgspec.Struct, frozen=True, tag="snapshot"):
@@ -104,7 +129,39 @@ class Error(msgspec.Struct, frozen=True, tag="error"):
     details: tuple[str, ...] = ()
 
 
-ControlReply = SnapshotReply | Done | Stopped | Error
+class Freed(msgspec.Struct, frozen=True):
+    """What a device gave back, by measurement, beside what it should have; `holders` still have some of it."""
+
+    device: str
+    expected_bytes: int
+    freed_bytes: int
+    holders: tuple[str, ...] = ()
+
+    @property
+    def fell_short(self) -> bool:
+        return bool(self.holders)
+
+
+class ModelSlept(msgspec.Struct, frozen=True, tag="slept"):
+    """`text` for people. `already`: it slept, and nothing was done."""
+
+    id: int
+    residency: Residency
+    freed: tuple[Freed, ...] = ()
+    already: bool = False
+    text: str = ""
+
+
+class ModelWoken(msgspec.Struct, frozen=True, tag="woken"):
+    """`residency.cold` says whether it took a cold start, `residency.note` why."""
+
+    id: int
+    residency: Residency
+    already: bool = False
+    text: str = ""
+
+
+ControlReply = SnapshotReply | Done | Stopped | ModelSlept | ModelWoken | Error
 
 request_decoder = msgspec.msgpack.Decoder(ControlRequest)
 reply_decoder = msgspec.msgpack.Decoder(ControlReply)

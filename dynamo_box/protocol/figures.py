@@ -111,4 +111,59 @@ class FrontendFigures(msgspec.Struct, frozen=True, tag="frontend"):
     last_ended: dict[str, float] = {}
 
 
-Figures = WorkerFigures | RouterFigures | FrontendFigures
+class LockHolder(msgspec.Struct, frozen=True):
+    """A process that has, or waits for, a lock on a layout. `since` is Unix time; `lock` is rw, ro or rw_or_ro."""
+
+    owner: str
+    pid: int
+    lock: str
+    since: float
+
+
+class LayoutEvent(msgspec.Struct, frozen=True):
+    """`at` is Unix time."""
+
+    at: float
+    text: str
+
+
+class LayoutFigures(msgspec.Struct, frozen=True):
+    """`state` is empty, writing or committed (writing: whether or not an epoch is committed beside it).
+
+    `device_bytes` lie on the device (an epoch under construction counts), `host_bytes` and `disk_bytes` where it
+    sleeps. `moving` names the place that it is on its way to. `history` is the most recent 32, oldest first.
+    """
+
+    name: str
+    state: str
+    place: str
+    epoch: int
+    layout_hash: str
+    bytes: int
+    device_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    allocations: int = 0
+    entries: int = 0
+    moving: str = ""
+    writer: LockHolder | None = None
+    readers: tuple[LockHolder, ...] = ()
+    waiters: tuple[LockHolder, ...] = ()
+    history: tuple[LayoutEvent, ...] = ()
+
+
+class GmsFigures(msgspec.Struct, frozen=True, tag="gms"):
+    """One service. `requests` counts messages of engines; `refused` those that were answered with an error."""
+
+    device: str
+    capacity_bytes: int
+    device_bytes: int = 0
+    host_capacity_bytes: int = 0
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    requests: int = 0
+    refused: int = 0
+    layouts: tuple[LayoutFigures, ...] = ()
+
+
+Figures = WorkerFigures | RouterFigures | FrontendFigures | GmsFigures

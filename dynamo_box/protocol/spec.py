@@ -32,6 +32,25 @@ class WorkerSpec(msgspec.Struct, frozen=True, tag="worker"):
     max_batch: int
     options: dict[str, bool | int | float | str] = {}
     gpu_indices: tuple[int, ...] = ()
+    gms: str = ""
+    """The process that serves this worker's weight memory; its socket is `RunDir.worker_socket(gms)`. "" for none."""
+    layout: str = ""
+    """The name of its weights there."""
+
+
+class GmsSpec(msgspec.Struct, frozen=True, tag="gms"):
+    """The weight memory of one device. `capacity_bytes` bounds what lies on the device, `host_capacity_bytes` what
+    sleeps in host memory; `snapshots` is the directory for what sleeps on disk, and layouts beyond `layouts` are
+    refused.
+    """
+
+    name: str
+    run_dir: str
+    device: str
+    capacity_bytes: int
+    host_capacity_bytes: int
+    snapshots: str
+    layouts: tuple[str, ...] = ()
 
 
 class RouterSpec(msgspec.Struct, frozen=True, tag="router"):
@@ -63,6 +82,10 @@ class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
     max_body_bytes: int = 8 * 1024 * 1024
     discovery_timeout_s: float = 10.0
     stall_limit_s: float = 120.0
+    max_waking: int = 256
+    """Requests that may wait for a sleeping model, each model; one more gets a 503 with Retry-After."""
+    wake_timeout_s: float = 120.0
+    """How long one of them waits."""
 
 
-ChildSpec = WorkerSpec | RouterSpec | FrontendSpec
+ChildSpec = WorkerSpec | RouterSpec | FrontendSpec | GmsSpec

@@ -10,6 +10,8 @@ from __future__ import annotations
 import msgspec
 
 from dynamo_box.protocol.figures import Figures
+from dynamo_box.protocol.gms import Place
+from dynamo_box.protocol.residency import Act, Residency
 from dynamo_box.protocol.spec import ChildSpec
 
 # up
@@ -66,7 +68,60 @@ class Answer(msgspec.Struct, frozen=True, tag="answer"):
     text: str = ""
 
 
-ChildMessage = Starting | Ready | Report | Note | Failed | Draining | Answer
+class Slept(msgspec.Struct, frozen=True, tag="slept"):
+    """Worker: the result of Sleep. With an `error` it serves on as before.
+
+    `kv_bytes` and `weights_bytes` are what was resident and mapped before, and is given back or unmapped now.
+    """
+
+    id: int
+    error: str = ""
+    unfinished: int = 0
+    kv_bytes: int = 0
+    weights_bytes: int = 0
+    phases: dict[str, float] = {}
+
+
+class Woken(msgspec.Struct, frozen=True, tag="woken"):
+    """Worker: the result of Wake; it is registered again. With an `error` it is still asleep, and of no use if that is
+    `broken`: start it anew. `phases` are seconds, in order: attach, remap, populate, kv, canary, register.
+    """
+
+    id: int
+    error: str = ""
+    broken: bool = False
+    phases: dict[str, float] = {}
+
+
+class Moved(msgspec.Struct, frozen=True, tag="moved"):
+    """gms: the result of Move or Drop. With an `error` the layout is where it was, unless `lost`: then it is gone
+    (a damaged snapshot), and a worker has to load the model from its source. `holders` are processes in the way.
+    """
+
+    id: int
+    error: str = ""
+    lost: bool = False
+    bytes: int = 0
+    phases: dict[str, float] = {}
+    holders: tuple[str, ...] = ()
+
+
+class Asked(msgspec.Struct, frozen=True, tag="asked"):
+    """Frontend: a client wants this of a model; `Told` answers. `on_demand`: a request waits for the model to wake;
+    the answer may be left out of account, since Residencies tell too.
+    """
+
+    id: int
+    act: Act
+    model: str
+    to: Place | None = None
+    force: bool = False
+    hold: bool = False
+    drain_s: float = 30.0
+    on_demand: bool = False
+
+
+ChildMessage = Starting | Ready | Report | Note | Failed | Draining | Answer | Slept | Woken | Moved | Asked
 
 # down
 
@@ -98,7 +153,57 @@ class CancelRequest(msgspec.Struct, frozen=True, tag="cancel"):
     request_id: str
 
 
-ParentMessage = Start | Drain | Stop | Set | CancelRequest
+class Sleep(msgspec.Struct, frozen=True, tag="sleep"):
+    """Worker: take nothing new, withdraw, finish what runs until `drain_s` from now (`force`: cancel it now with the
+    error `why`), then give back the KV pool and unmap the weights. Answered by Slept; with requests left at the
+    deadline it serves on.
+    """
+
+    id: int
+    drain_s: float
+    force: bool = False
+    why: str = ""
+
+
+class Wake(msgspec.Struct, frozen=True, tag="wake"):
+    """Worker: map the weights again, take memory for KV, answer the canary as before, announce. Answered by Woken."""
+
+    id: int
+    deadline_s: float
+
+
+class Move(msgspec.Struct, frozen=True, tag="move"):
+    """gms: bring a committed layout that nobody reads to another place. Answered by Moved."""
+
+    id: int
+    layout: str
+    place: Place
+
+
+class Drop(msgspec.Struct, frozen=True, tag="drop"):
+    """gms: forget a layout that nobody reads, with its bytes. Answered by Moved."""
+
+    id: int
+    layout: str
+
+
+class Residencies(msgspec.Struct, frozen=True, tag="residencies"):
+    """Frontend: where every model is, whenever that has changed, and once at the start."""
+
+    models: tuple[Residency, ...]
+
+
+class Told(msgspec.Struct, frozen=True, tag="told"):
+    """Frontend: how an Asked ended. `code` is an exit code (0: done), `text` for people, `remedy` what to do."""
+
+    id: int
+    code: int
+    text: str
+    remedy: str = ""
+    residency: Residency | None = None
+
+
+ParentMessage = Start | Drain | Stop | Set | CancelRequest | Sleep | Wake | Move | Drop | Residencies | Told
 
 child_decoder = msgspec.msgpack.Decoder(ChildMessage)
 parent_decoder = msgspec.msgpack.Decoder(ParentMessage)
