@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -32,6 +33,11 @@ STOP_GRACE_S = 5.0
 GUARD_PATIENCE_S = 3.0
 """How long after the guard's KILL nothing of the life may be left, before the guard itself is killed."""
 MAX_PENDING_COMMANDS = 64
+ANSWER_MARGIN_S = 15.0
+"""On top of a deadline that a child keeps itself: it says how it went."""
+
+Reply = status.Answer | status.Slept | status.Woken | status.Moved
+R = TypeVar("R", status.Answer, status.Slept, status.Woken, status.Moved)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Failure:
 
 class Child:
     """`changed` is called after any change that people may see; `emit(level, text)` adds to the event list;
-    `listener` gives the HTTP socket to the process that serves it.
+    `inherit` opens what each life gets beside its status socket, as descriptors by the variables that tell of them;
+    `asked` hears what a client wants of a model.
     """
 
     def __init__(
@@ -60,7 +67,8 @@ class Child:
         changed: Callable[[Child], None],
         emit: Callable[[str, str], None],
         gone: Callable[[], None],
-        listener: Callable[[], socket.socket | None],
+        inherit: Callable[[], AbstractContextManager[Mapping[str, int]]],
+        asked: Callable[[Child, status.Asked], None],
     ) -> None:
         self.plan = plan
         self.log = log
@@ -80,7 +88,8 @@ class Child:
         self._changed = changed
         self._emit = emit
         self._gone = gone
-        self._listener = listener
+        self._inherit = inherit
+        self._asked = asked
         self._loop = asyncio.get_running_loop()
         self._life: Life | None = None
         self._failures = 0
@@ -96,7 +105,7 @@ class Child:
         self._start_timeout: asyncio.Timeout | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._command_ids = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[status.Answer]] = {}
+        self._answers: dict[int, asyncio.Future[Reply]] = {}
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -196,21 +205,101 @@ class Child:
             TimedOut: no answer in time.
             BoxError: too many commands wait already.
         """
-        if self._life is None or not self.is_ready:
+        if not self.is_ready:
             raise NotRunning(f"{self.name} is {self.state}", remedy="wait until `dynbox ps` shows it as ready")
+        return await self._ask(make, status.Answer, timeout_s)
+
+    async def move(self, make: Callable[[int], status.Move | status.Drop], timeout_s: float) -> status.Moved:
+        """The same for a service of weight memory; one that doesn't answer in time is replaced, which loses nothing."""
+        if not self.is_ready:
+            raise NotRunning(f"{self.name} is {self.state}", remedy="wait until `dynbox ps` shows it as ready")
+        try:
+            return await self._ask(make, status.Moved, timeout_s)
+        except TimedOut:
+            self._replace(f"moving weights took longer than {timeout_s:g} s")
+            raise
+
+    async def sleep(self, drain_s: float, *, force: bool, why: str) -> status.Slept:
+        """Have a ready worker finish what it runs, let go of its memory and stay. With an error in the answer it
+        serves on.
+
+        Raises:
+            NotRunning: it isn't ready, or ended meanwhile: nothing of it is left to sleep.
+            TimedOut: it didn't keep the deadline; it is being stopped.
+        """
+        if not self.is_ready:
+            raise NotRunning(f"{self.name} is {self.state}")
+        self._to(State.DRAINING)
+        try:
+            slept = await self._ask(
+                lambda number: status.Sleep(number, drain_s, force, why), status.Slept, drain_s + ANSWER_MARGIN_S
+            )
+        except TimedOut:
+            self._replace(f"didn't fall asleep within {drain_s + ANSWER_MARGIN_S:g} s")
+            raise
+        if self._is_still(State.DRAINING):
+            self.phase = ""
+            self._to(State.READY if slept.error else State.ASLEEP)
+        return slept
+
+    async def wake(self, deadline_s: float) -> status.Woken:
+        """Have a sleeping worker take its memory again and serve. With an error in the answer it sleeps on.
+
+        Raises:
+            NotRunning: it isn't asleep, or ended meanwhile.
+            TimedOut: it didn't keep the deadline; it is being stopped.
+        """
+        if self.state is not State.ASLEEP or self.pid is None:
+            raise NotRunning(f"{self.name} is {self.state}")
+        self._to(State.WAKING)
+        try:
+            woken = await self._ask(
+                lambda number: status.Wake(number, deadline_s), status.Woken, deadline_s + ANSWER_MARGIN_S
+            )
+        except TimedOut:
+            self._replace(f"didn't wake within {deadline_s + ANSWER_MARGIN_S:g} s")
+            raise
+        if self._is_still(State.WAKING):
+            self._to(State.ASLEEP if woken.error else State.READY)
+            if not woken.error:
+                self._ready.set()
+        return woken
+
+    def _is_still(self, state: State) -> bool:
+        """After a wait, in which anything may have happened."""
+        return self.state is state
+
+    def tell(self, message: status.ParentMessage) -> None:
+        """Without an answer; dropped if the process isn't there."""
+        if self._life is not None:
+            self._life.send(message)
+
+    async def _ask(self, make: Callable[[int], status.ParentMessage], kind: type[R], timeout_s: float) -> R:
+        if self._life is None:
+            raise NotRunning(f"{self.name} is {self.state}")
         if len(self._answers) >= MAX_PENDING_COMMANDS:
             raise BoxError(f"{self.name} has {MAX_PENDING_COMMANDS} unanswered commands already")
         number = next(self._command_ids)
-        answer: asyncio.Future[status.Answer] = self._loop.create_future()
+        answer: asyncio.Future[Reply] = self._loop.create_future()
         self._answers[number] = answer
         try:
             self._life.send(make(number))
             async with asyncio.timeout(timeout_s):
-                return await answer
+                reply = await answer
         except TimeoutError:
             raise TimedOut(f"{self.name} didn't answer within {timeout_s:g} s") from None
         finally:
             self._answers.pop(number, None)
+        if not isinstance(reply, kind):
+            raise BoxError(f"{self.name} answered with {type(reply).__name__}, which doesn't fit the question")
+        return reply
+
+    def _replace(self, why: str) -> None:
+        """End this life; what follows is as after any failure."""
+        if self._life is not None and not self._broken:
+            self._broken = why
+            self._gone()
+            self._life.terminate(0.0)
 
     # its lives
 
@@ -218,6 +307,10 @@ class Child:
         while not self._stop_wanted.is_set():
             await self._live()
             if self._stop_wanted.is_set():
+                return
+            if self.state not in (State.STARTING, State.READY):
+                self._to(State.STOPPED)
+                self._emit("warning", f"{self.failure.cause if self.failure else 'ended'} while its model slept")
                 return
             verdict = after_failure(
                 self._policy,
@@ -242,16 +335,17 @@ class Child:
         self._reset_for_life()
         self._to(State.STARTING)
         try:
-            self._life = life = await Life.begin(
-                self.plan,
-                self._surroundings,
-                listener=self._listener(),
-                log=self.log,
-                on_message=self._on_message,
-                on_status_closed=self._on_status_closed,
-                program_ended=self._on_program_end,
-                program_started=lambda: self._changed(self),
-            )
+            with self._inherit() as inherited:
+                self._life = life = await Life.begin(
+                    self.plan,
+                    self._surroundings,
+                    inherited=inherited,
+                    log=self.log,
+                    on_message=self._on_message,
+                    on_status_closed=self._on_status_closed,
+                    program_ended=self._on_program_end,
+                    program_started=lambda: self._changed(self),
+                )
         except OSError as error:
             self.failure = Failure(f"can't be spawned: {error}")
             return
@@ -334,10 +428,12 @@ class Child:
                 self._in_flight = message.in_flight
                 self.phase = f"{message.in_flight} in flight"
                 self._changed(self)
-            case status.Answer():
+            case status.Answer() | status.Slept() | status.Woken() | status.Moved():
                 waiting = self._answers.get(message.id)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)
+            case status.Asked():
+                self._asked(self, message)
 
     def _on_progress(self, step: status.Starting) -> None:
         progress = None if step.done is None else Progress(step.done, step.total, step.unit)
@@ -362,13 +458,13 @@ class Child:
             self._linger = self._loop.call_later(seconds, life.terminate, STOP_GRACE_S)
 
     def check_sign_of_life(self) -> None:
-        """Kill a ready child that has stopped reporting: it is frozen, and holds the requests that it was given.
+        """Kill a child that has stopped reporting: it is frozen, and holds the requests that it was given, or memory.
 
         Children report every two seconds at least. Two checks must find it silent, so that reports which wait in the
         socket while this process itself was stopped are read first.
         """
         life = self._life
-        if life is None or self._heard_at is None or self.state is not State.READY or self._broken:
+        if life is None or self._heard_at is None or self._broken or self.state not in (State.READY, State.ASLEEP):
             return
         silent_s = self._loop.time() - self._heard_at
         if silent_s < self._policy.silence_s:

@@ -25,7 +25,6 @@ from dynamo_box.protocol.framing import STATUS_FD_VARIABLE, Channel
 from dynamo_box.supervisor import guard
 from dynamo_box.supervisor.cgroups import BoxCgroup
 from dynamo_box.supervisor.identity import PROCESS_VARIABLE, RunId
-from dynamo_box.supervisor.listener import LISTEN_FD_VARIABLE
 from dynamo_box.supervisor.logs import Capture, ProcessLog
 from dynamo_box.supervisor.sweep import end_processes
 
@@ -116,7 +115,7 @@ class Life:
         plan: ProcessPlan,
         surroundings: Surroundings,
         *,
-        listener: socket.socket | None,
+        inherited: Mapping[str, int],
         log: ProcessLog,
         on_message: Callable[[status.ChildMessage], None],
         on_status_closed: Callable[[Exception | None], None],
@@ -124,7 +123,8 @@ class Life:
         program_started: Callable[[], None],
     ) -> Life:
         """Spawn the guard with its program, and send the child its spec. Call it on the main thread: the
-        guard's parent-death signal follows the thread that spawned it.
+        guard's parent-death signal follows the thread that spawned it. `inherited` are descriptors for the
+        program, by the variables that tell it of them.
 
         Raises:
             OSError: no process or descriptor to be had.
@@ -143,9 +143,9 @@ class Life:
             environment = dict(surroundings.environment) | plan.env
             environment[PROCESS_VARIABLE] = plan.name
             environment[STATUS_FD_VARIABLE] = str(child_end.fileno())
-            if listener is not None:
-                child_fds.append(listener.fileno())
-                environment[LISTEN_FD_VARIABLE] = str(listener.fileno())
+            for variable, descriptor in inherited.items():
+                child_fds.append(descriptor)
+                environment[variable] = str(descriptor)
             cgroup = surroundings.cgroup.join_path(plan.name) if surroundings.cgroup else ""
             process = subprocess.Popen(
                 _guard_command(plan, guard_control.fileno(), child_fds, cgroup),

@@ -1,9 +1,12 @@
 """The states of a process, the legal ways between them, and the decision whether to try again. Pure.
 
 planned ─► starting ─► ready ─► draining ─► stopping ─► stopped
-             │  ▲        │                                 │
-             ▼  │        ▼                                 ▼
-           backoff ◄─ (failure) ─► fatal ─► starting     starting      (a person asked for a restart)
+             │  ▲       │ ▲ ▲       │ ▲                     │
+             ▼  │       ▼ │ └───────┤ └ (requests left)     ▼
+           backoff ◄─ (failure)     ▼                    starting      (a person asked for a restart)
+                │        │       asleep ─► waking ─► ready
+                ▼        ▼          └──► stopped                       (it died asleep; waking starts it)
+              starting  fatal ─► starting
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ class State(enum.StrEnum):
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
+    ASLEEP = "asleep"
+    WAKING = "waking"
     STOPPING = "stopping"
     BACKOFF = "backoff"
     FATAL = "fatal"
@@ -29,7 +34,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.PLANNED: frozenset({State.STARTING, State.STOPPED}),
     State.STARTING: frozenset({State.READY, State.BACKOFF, State.FATAL, State.STOPPING, State.STOPPED}),
     State.READY: frozenset({State.DRAINING, State.STOPPING, State.BACKOFF, State.FATAL, State.STOPPED}),
-    State.DRAINING: frozenset({State.STOPPING, State.STOPPED}),
+    State.DRAINING: frozenset({State.STOPPING, State.STOPPED, State.READY, State.ASLEEP}),
+    State.ASLEEP: frozenset({State.WAKING, State.STOPPING, State.STOPPED}),
+    State.WAKING: frozenset({State.READY, State.ASLEEP, State.STOPPING, State.STOPPED}),
     State.STOPPING: frozenset({State.STOPPED}),
     State.BACKOFF: frozenset({State.STARTING, State.STOPPED}),
     State.FATAL: frozenset({State.STARTING, State.STOPPED}),
