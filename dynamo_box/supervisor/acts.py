@@ -17,7 +17,8 @@ COMMAND_TIMEOUT_S = 10.0
 
 
 class Acts:
-    """`why_not` says why the box can't be acted on now, "" when it can; `before_start` is called with a child that is
+    """`why_not` says why the box can't be acted on now, "" when it can, `why_not_child` the same of one process;
+    `before_start` is called with a child that is
     about to stop and start again, and may raise a BoxError; `emit(level, process, text)` adds to the event list;
     `changed` is called when `drained` has grown.
     """
@@ -27,12 +28,14 @@ class Acts:
         children: Mapping[str, Child],
         *,
         why_not: Callable[[], str],
+        why_not_child: Callable[[Child], str],
         before_start: Callable[[Child], None],
         emit: Callable[[str, str, str], None],
         changed: Callable[[], None],
     ) -> None:
         self._children = children
         self._why_not = why_not
+        self._why_not_child = why_not_child
         self._before_start = before_start
         self._emit = emit
         self._changed = changed
@@ -124,6 +127,8 @@ class Acts:
     def _alone(self, name: str, done: str) -> Iterator[None]:
         """One act on a process at a time; `done` is what it is being."""
         self._check_is_up()
+        if why_not := self._why_not_child(self._children[name]):
+            raise BoxError(f"{name} can't be {done}: its model {why_not}")
         if under_way := self._under_way.get(name):
             remedy = "`dynbox ps` shows how far that is"
             if under_way == DRAINED:

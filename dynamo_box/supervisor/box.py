@@ -32,13 +32,17 @@ from dynamo_box.supervisor.devices import DeviceSampler, load_pynvml
 from dynamo_box.supervisor.events import EventList
 from dynamo_box.supervisor.guard import children_of
 from dynamo_box.supervisor.identity import RUN_ID_VARIABLE, RunId
+from dynamo_box.supervisor.keeper import Keeper
 from dynamo_box.supervisor.life import Surroundings
 from dynamo_box.supervisor.logs import ProcessLog, RotatingFile
+from dynamo_box.supervisor.models import Models
 from dynamo_box.supervisor.procfs import resident_bytes
 from dynamo_box.supervisor.snapshot_builder import SnapshotBuilder
 from dynamo_box.supervisor.states import State
 from dynamo_box.supervisor.sweep import end_processes
 from dynamo_box.supervisor.waiting import first_of
+
+GMS = "gms"
 
 
 class BoxState(enum.StrEnum):
@@ -80,10 +84,14 @@ class Box:
         self._cgroup = BoxCgroup.create(run_id)
         self._surroundings = Surroundings(run_id, self._shared_environment(environment), self._cgroup)
         self._start_failed: asyncio.Future[Child] = self._loop.create_future()
+        self._keepers = {
+            process.name: self._make_keeper(process.name) for process in plan.processes if process.kind == GMS
+        }
         self.children = {process.name: self._make_child(process) for process in plan.processes}
         self.acts = Acts(
             self.children,
             why_not=self._why_not_act,
+            why_not_child=lambda child: self.models.why_not_act(child),
             before_start=self._before_start,
             emit=self.events.add,
             changed=self._reconsider,
@@ -97,6 +105,16 @@ class Box:
         )
         self._thresholds = thresholds.Thresholds()
         self._builder = SnapshotBuilder(plan, tuple(self.children.values()), self._sampler)
+        self.models = Models(
+            plan,
+            self.children,
+            run_dir.key,
+            idle_s=self._builder.idle_s,
+            stays_down=lambda: self.acts.drained,
+            emit=self.events.add,
+            changed=self._notify,
+        )
+        self._builder.residency = self.models.residency
 
     def _shared_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         shared = dict(environment)
@@ -117,8 +135,20 @@ class Box:
             changed=self._on_child_change,
             emit=lambda level, text: self.events.add(level, process.name, text),
             gone=withdraw_instance,
-            listener=lambda: self._listener if process.kind == FRONTEND else None,
+            inherit=lambda: self._inherited(process),
+            asked=lambda child, message: self.models.asked(child, message),
         )
+
+    def _make_keeper(self, name: str) -> Keeper:
+        return Keeper(lambda level, text: self.events.add(level, name, text))
+
+    def _inherited(self, process: ProcessPlan) -> contextlib.AbstractContextManager[Mapping[str, int]]:
+        """What a new life of a process gets beside its status socket."""
+        if process.kind == GMS:
+            return self._keepers[process.name].connect()
+        if process.kind == FRONTEND and self._listener is not None:
+            return contextlib.nullcontext({listener.LISTEN_FD_VARIABLE: self._listener.fileno()})
+        return contextlib.nullcontext({})
 
     # start
 
@@ -152,8 +182,25 @@ class Box:
                 await bring_up
 
     async def _bring_up(self) -> None:
-        await _all_or_first_error(self._start_child(child) for child in self.children.values())
-        await _all_or_first_error(self._prove(model) for model in self.plan.models)
+        """Models that have no room to stay awake come first, one after the other: each proves itself, then sleeps."""
+        awake = set(self.plan.awake) or {model.name for model in self.plan.models}
+        waiting = list(self.children.values())
+
+        async def start(model: str | None, *models: str) -> None:
+            now = [child for child in waiting if child.plan.model in (model, None, *models)]
+            waiting[:] = [child for child in waiting if child not in now]
+            await _all_or_first_error(self._start_child(child) for child in now)
+
+        for model in self.plan.models:
+            if model.name not in awake:
+                await start(model.name)
+                self.models.started(model.name)
+                await self._prove(model)
+                await self.models.retire(model.name)
+        await start(None, *awake)
+        for name in awake:
+            self.models.started(name)
+        await _all_or_first_error(self._prove(model) for model in self.plan.models if model.name in awake)
 
     async def _start_child(self, child: Child) -> None:
         for name in child.plan.after:
@@ -181,6 +228,8 @@ class Box:
         """Once a second: look for signs of life, sample memory and devices, and end what was adopted."""
         self._sampler.tick()
         self._judge_figures()
+        if self.state in (BoxState.READY, BoxState.DEGRADED):
+            self.models.tick()
         changed = False
         for child in self.children.values():
             sample = resident_bytes(child.pid) if child.pid is not None else None
@@ -229,6 +278,7 @@ class Box:
         killed_before = sum(child.killed for child in running)
         freed = sum(child.resident_bytes or 0 for child in running)
         deadline = self._loop.time() + drain_s
+        await self.models.close()
         self._close_listener()
         for _, group in itertools.groupby(reversed(self.children.values()), key=lambda child: child.plan.kind):
             left_s = max(0.0, deadline - self._loop.time())
@@ -237,6 +287,8 @@ class Box:
         report = await asyncio.to_thread(end_processes, self._run_id.__eq__)
         self._end_adopted()
         await self._sampler.close()
+        for keeper in self._keepers.values():
+            keeper.close()
         if self._cgroup is not None:
             self._cgroup.remove()
         for path in self._run_dir.root.glob("*.sock"):
@@ -270,6 +322,8 @@ class Box:
             if self.state is BoxState.STARTING and not self._start_failed.done():
                 self._start_failed.set_result(child)
         self._reconsider()
+        self.models.note_change()
+        self.models.tell_frontends()
         self._notify()
 
     def _reconsider(self) -> None:

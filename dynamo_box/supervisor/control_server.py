@@ -169,7 +169,7 @@ class _Client:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handle(self, request: control.ControlRequest) -> None:
-        acts = self._box.acts
+        acts, models = self._box.acts, self._box.models
         match request:
             case control.GetSnapshot():
                 self._channel.send(self._snapshots.reply(request.id))
@@ -188,6 +188,13 @@ class _Client:
                 self._answer(request.id, _done(request.id, asked))
             case control.CancelRequest():
                 self._answer(request.id, _done(request.id, acts.cancel(request.request_id)))
+            case control.SleepModel():
+                slept = models.sleep(
+                    request.model, to=request.to, force=request.force, hold=request.hold, drain_s=request.drain_s
+                )
+                self._answer(request.id, _with_id(request.id, slept))
+            case control.WakeModel():
+                self._answer(request.id, _with_id(request.id, models.wake(request.model)))
             case control.Launch():
                 refusal = "a box runs here already; a plan is launched over an inherited socket"
                 self._channel.send(control.Error(request.id, ExitCode.USAGE, refusal))
@@ -227,6 +234,12 @@ class _Client:
         self.close()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
+
+
+async def _with_id(
+    request_id: int, asked: Coroutine[None, None, control.ModelSlept] | Coroutine[None, None, control.ModelWoken]
+) -> control.ControlReply:
+    return msgspec.structs.replace(await asked, id=request_id)
 
 
 async def _done(request_id: int, asked: Coroutine[None, None, str]) -> control.ControlReply:

@@ -119,7 +119,9 @@ class Keeper:
         self._parts = []
 
 
-def parts(record: gms.EpochRecord, descriptors: tuple[int, ...]) -> Iterator[tuple[gms.EpochRecord, tuple[int, ...], bool]]:
+def parts(
+    record: gms.EpochRecord, descriptors: tuple[int, ...]
+) -> Iterator[tuple[gms.EpochRecord, tuple[int, ...], bool]]:
     """An epoch in messages of at most MAX_DESCRIPTORS: (record, descriptors, more)."""
     step = gms.MAX_DESCRIPTORS
     for start in range(0, max(len(descriptors), 1), step):

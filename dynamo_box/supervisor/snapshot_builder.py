@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from dynamo_box.plan.types import Plan
 from dynamo_box.protocol.figures import FrontendFigures, WorkerFigures
+from dynamo_box.protocol.residency import Residency
 from dynamo_box.protocol.spec import ModelSpec
 from dynamo_box.snapshot import BoxInfo, BoxSnapshot, DeviceInfo, EventInfo, ModelInfo, ProcessInfo
 from dynamo_box.supervisor.child import Child
@@ -26,6 +27,12 @@ class SnapshotBuilder:
         self._sampler = sampler
         self._planned = _planned_devices(plan)
         self._last_ended: dict[str, float] = {}
+        self.residency: Callable[[str], Residency | None] = lambda _model: None
+
+    def idle_s(self, model: str) -> float | None:
+        """Seconds since its last request ended: 0 while one runs, None if there has been none."""
+        self._note_endings()
+        return _idle_s(model, self._children, self._last_ended.get(model), time.time())
 
     def build(self, box: BoxInfo, events: tuple[EventInfo, ...], loop_time: float) -> BoxSnapshot:
         """`loop_time` is the event loop's clock, which children's times are in."""
@@ -35,7 +42,14 @@ class SnapshotBuilder:
         return BoxSnapshot(
             box=box,
             models=tuple(
-                model_info(model, box.state, self._children, self._last_ended.get(model.name), now)
+                model_info(
+                    model,
+                    box.state,
+                    self._children,
+                    self._last_ended.get(model.name),
+                    now,
+                    self.residency(model.name),
+                )
                 for model in self._plan.models
             ),
             processes=tuple(_process_info(child, loop_time) for child in self._children),
@@ -62,24 +76,38 @@ class SnapshotBuilder:
                 self._last_ended.update(child.figures.last_ended)
 
 
+SLEEP_STATES = ("falling_asleep", "asleep", "waking")
+
+
 def model_info(
-    model: ModelSpec, box_state: str, children: Sequence[Child], last_ended: float | None, now: float
+    model: ModelSpec,
+    box_state: str,
+    children: Sequence[Child],
+    last_ended: float | None,
+    now: float,
+    residency: Residency | None = None,
 ) -> ModelInfo:
     """A model is ready when every role of it has a worker, and a router and a frontend are there to reach
-    them. `last_ended` (of its last request) and `now` are Unix time.
+    them; a service of weight memory isn't needed for that. `last_ended` (of its last request) and `now` are Unix time.
     """
     workers = [child for child in children if child.plan.model == model.name]
     ready = [child for child in workers if child.is_ready]
     roles = {child.plan.role for child in workers}
-    others = [child for child in children if child.plan.model is None]
+    others = [child for child in children if child.plan.model is None and child.plan.kind != "gms"]
     whole = bool(ready) and {child.plan.role for child in ready} == roles and all(child.is_ready for child in others)
-    if box_state == "starting":
+    if residency is not None and residency.state in SLEEP_STATES:
+        state = str(residency.state)
+    elif box_state == "starting":
         state = "starting"
     else:
         state = "ready" if whole and box_state in ("ready", "degraded") else "unavailable"
-    busy = any(_has_request(child, model.name) for child in children)
-    idle_s = 0.0 if busy else None if last_ended is None else round(max(0.0, now - last_ended), 1)
-    return ModelInfo(model.name, state, model.path, len(ready), len(workers), idle_s)
+    idle_s = _idle_s(model.name, children, last_ended, now)
+    return ModelInfo(model.name, state, model.path, len(ready), len(workers), idle_s, residency)
+
+
+def _idle_s(model: str, children: Sequence[Child], last_ended: float | None, now: float) -> float | None:
+    busy = any(_has_request(child, model) for child in children)
+    return 0.0 if busy else None if last_ended is None else round(max(0.0, now - last_ended), 1)
 
 
 def _has_request(child: Child, model: str) -> bool:
