@@ -52,8 +52,8 @@ class Keeper:
             channel: KeeperChannel = FdChannel(ours, gms.keeper_request_decoder, self._on_message, self._on_close)
             self._channel = channel
             for epoch in self._kept.values():
-                for part, descriptors, more in parts(epoch.record, epoch.descriptors):
-                    channel.send(gms.Adopt(part, more, len(descriptors)), descriptors)
+                for descriptors, more in parts(epoch.descriptors):
+                    channel.send(gms.Adopt(epoch.record, more, len(descriptors)), descriptors)
             channel.send(gms.Adopted())
             yield {gms.KEEPER_FD_VARIABLE: theirs.fileno()}
 
@@ -119,13 +119,11 @@ class Keeper:
         self._parts = []
 
 
-def parts(
-    record: gms.EpochRecord, descriptors: tuple[int, ...]
-) -> Iterator[tuple[gms.EpochRecord, tuple[int, ...], bool]]:
-    """An epoch in messages of at most MAX_DESCRIPTORS: (record, descriptors, more)."""
+def parts(descriptors: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], bool]]:
+    """Descriptors for messages of at most MAX_DESCRIPTORS each, and whether more follow."""
     step = gms.MAX_DESCRIPTORS
     for start in range(0, max(len(descriptors), 1), step):
-        yield record, descriptors[start : start + step], start + step < len(descriptors)
+        yield descriptors[start : start + step], start + step < len(descriptors)
 
 
 def close_all(descriptors: list[int] | tuple[int, ...]) -> None:

@@ -7,6 +7,7 @@ mapping of one is left, in processes of others too. A look around takes tens of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -109,20 +110,18 @@ def _add_mappings(pid: int, run_key: str, files: dict[int, MemoryFile]) -> None:
             for line in maps:
                 if "/memfd:dynbox:" not in line:
                     continue
-                addresses, _mode, _offset, _device, inode, link = line.split(maxsplit=5)
+                addresses, _mode, _offset, _device, number, link = line.split(maxsplit=5)
                 start, end = (int(part, 16) for part in addresses.split("-"))
-                size = mapped.get(int(inode), ("", 0, ""))[1] + end - start
-                mapped[int(inode)] = (link.strip(), size, addresses)
+                size = mapped.get(int(number), ("", 0, ""))[1] + end - start
+                mapped[int(number)] = (link.strip(), size, addresses)
     except OSError:
         return
     for inode, (link, size, addresses) in mapped.items():
         if inode in files:
             files[inode].holders.add(pid)
             continue
-        try:
+        with contextlib.suppress(OSError):  # the kernel may reserve this for root
             size = os.stat(f"/proc/{pid}/map_files/{addresses}").st_blocks * _BLOCK
-        except OSError:  # not ours to ask for
-            pass
         _add(files, link, inode, size, pid, run_key)
 
 

@@ -119,7 +119,7 @@ class Models:
         weights = self._layout(model)
         bytes_ = weights.bytes if weights is not None and weights.bytes else None
         said = msgspec.structs.replace(model.said, weights_bytes=bytes_)
-        if said.state == ModelState.AWAKE and not model.is_up:
+        if model.state is ModelState.AWAKE and not model.is_up:
             return msgspec.structs.replace(said, state="unavailable")
         return said
 
