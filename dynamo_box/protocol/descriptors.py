@@ -1,50 +1,48 @@
-"""Frames that carry file descriptors: the frames of `framing.py`, with SCM_RIGHTS, over a Unix stream socket.
+"""Frames that carry file descriptors: 4-byte length and msgpack as everywhere, with SCM_RIGHTS beside the first byte.
 
-Descriptors leave with the first byte of their message. The receiver reads a frame's header and body by exact sizes
-and never beyond, so that what the kernel hands over in between belongs to that message and to no other; a message
-whose `descriptors` field says something else ends the connection, and everything received is closed.
+Streams of event loops don't carry descriptors, so both channels here work on the socket itself. What makes them sound:
 
-asyncio's transports can neither send nor receive descriptors, so `FdChannel` works on the socket itself.
+Whose descriptors are they? A frame that has some leaves in a `sendmsg` of its own, and Linux ends a read after the
+piece that brought descriptors. So those that come with a read belong to the last frame that *starts* in it; if none
+starts there, or that frame says another number in its `descriptors` field (absent: 0), the peer is no peer of ours.
+
+Who closes them? The kernel has made them ours once `recvmsg` returns, whatever is wrong with the rest. They go to
+`on_message`, or are closed here: on each error, at each end, for each message that nobody takes any more.
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
-import errno
 import os
+import select
 import socket
+import struct
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, Generic
 
 import msgspec
 
-from dynamo_box.protocol.framing import HEADER, MAX_BACKLOG, MAX_FRAME, FrameError, encode_frame
+from dynamo_box.protocol.framing import MAX_BACKLOG, MAX_FRAME, FrameError, FrameSplitter, M, encode_frame
 from dynamo_box.protocol.gms import MAX_DESCRIPTORS
 
-MAX_WAITING_DESCRIPTORS = 8192
-"""Duplicated for messages that the socket doesn't take yet; each is a descriptor of this process."""
-LONGEST_FLUSH_S = 1.0
-"""How long `close` waits for a peer to take what is queued."""
-MESSAGES_A_TURN = 64
-"""After so many the loop serves others first."""
+MAX_QUEUED_DESCRIPTORS = 8192
+"""Duplicates that wait for a peer that doesn't read."""
+SEND_TIMEOUT_S = 30.0
 
-_PIECE = 256 * 1024
-_INT = array.array("i").itemsize
-_TOO_MANY_IN_FLIGHT_RETRY_S = 0.01
-
-M = TypeVar("M")
+_READ = 256 * 1024
+_INT = struct.calcsize("i")
+_ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT)
 
 
 class FdChannel(Generic[M]):
-    """One connection on an event loop; takes over the socket.
+    """One connection on an event loop; `sock` is connected and becomes non-blocking and the channel's own.
 
-    `on_message(channel, message, fds)` runs on the loop for each message and owns the descriptors. `on_close` runs
-    once, from the loop and never from within a call of ours, with None for an orderly end, else the reason. A peer
-    that doesn't read is cut off once `max_backlog` bytes or MAX_WAITING_DESCRIPTORS wait for it.
+    `on_message` runs on the loop for each message and owns the descriptors it gets. `on_close` runs on the loop, once:
+    with None for an orderly end of either side, else with the reason. A peer that leaves `max_backlog` bytes unread is
+    cut off.
     """
 
     def __init__(
@@ -54,200 +52,197 @@ class FdChannel(Generic[M]):
         on_message: Callable[[FdChannel[M], M, list[int]], None],
         on_close: Callable[[FdChannel[M], Exception | None], None] | None = None,
         *,
-        max_backlog: int = MAX_BACKLOG,
         max_frame: int = MAX_FRAME,
+        max_backlog: int = MAX_BACKLOG,
     ) -> None:
-        sock.setblocking(False)
         self._socket = sock
-        self._decoder = decoder
+        self._assembler = _Assembler(decoder, max_frame)
         self._on_message = on_message
         self._on_close = on_close
         self._max_backlog = max_backlog
-        self._assembler = _FrameAssembler(max_frame)
-        self._outbox: deque[_Outgoing] = deque()
-        self._outbox_bytes = 0
-        self._outbox_fds = 0
-        self._waits_for_room = False
-        self._closing = False
-        self._over = False
+        self._outbox: deque[tuple[memoryview, list[int]]] = deque()
+        self._backlog = 0
+        self._queued_descriptors = 0
+        self._writing = False
+        self._open = True
         self._loop = asyncio.get_running_loop()
-        self.closed: asyncio.Future[None] = self._loop.create_future()
-        self._loop.add_reader(sock.fileno(), self._readable)
+        sock.setblocking(False)
+        self._loop.add_reader(sock.fileno(), self._on_readable)
 
     @property
     def is_open(self) -> bool:
-        return not self._closing and not self._over
+        return self._open
 
     @property
-    def socket(self) -> socket.socket:
+    def sock(self) -> socket.socket:
         return self._socket
 
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the peer to read."""
+        return self._backlog
+
     def send(self, message: Any, fds: Sequence[int] = ()) -> None:
-        """Send, or queue, a message with descriptors, which stay the caller's. Dropped once closed.
+        """Send at once, or as soon as the peer reads; dropped once closed. `fds` stay the caller's, who may close them
+        on return.
 
         Raises:
-            FrameError: the message is larger than a frame may be, or has too many descriptors.
+            FrameError: too large for a frame, or other than `message.descriptors` says.
         """
-        if not self.is_open:
+        data = memoryview(_checked_frame(message, fds))
+        if not self._open:
             return
-        if len(fds) > MAX_DESCRIPTORS:
-            raise FrameError(f"{len(fds)} descriptors with one message are over the cap of {MAX_DESCRIPTORS}")
-        outgoing = _Outgoing(encode_frame(message), list(fds))
-        try:
-            if self._outbox or not outgoing.send_on(self._socket):
-                outgoing.own()
-                self._outbox.append(outgoing)
-                self._outbox_bytes += len(outgoing.data)
-                self._outbox_fds += len(outgoing.fds)
-                self._await_room()
-        except OSError as error:
-            self._end(error)
-            return
-        if self._outbox_bytes > self._max_backlog or self._outbox_fds > MAX_WAITING_DESCRIPTORS:
-            self._end(FrameError(f"the peer left {self._outbox_bytes} bytes unread"))
+        if not self._outbox:
+            try:
+                sent = _send_some(self._socket, data, fds)
+            except OSError as error:
+                self._end(error)
+                return
+            if sent:
+                data, fds = data[sent:], ()
+                if not data:
+                    return
+        self._queue(data, fds)
 
     def close(self) -> None:
-        """Send what is queued (for at most LONGEST_FLUSH_S), then close."""
-        if not self.is_open:
-            return
-        self._closing = True
-        self._loop.remove_reader(self._socket.fileno())
-        if self._outbox:
-            self._loop.call_later(LONGEST_FLUSH_S, self._end, None)
-        else:
+        """Send what the socket takes at once, then close."""
+        if self._open:
+            self._flush()
             self._end(None)
 
     def abort(self, reason: Exception) -> None:
         """Close at once; `on_close` gets the reason."""
         self._end(reason)
 
-    def _readable(self) -> None:
-        for _ in range(MESSAGES_A_TURN):
-            if not self.is_open:
-                return
-            try:
-                frame = self._assembler.step(self._socket)
-                if frame is None:
-                    continue
-                message, fds = _decode(self._decoder, *frame)
-            except (BlockingIOError, InterruptedError):
-                return
-            except EOFError:
-                self._end(None)
-                return
-            except (OSError, FrameError) as error:
-                self._end(error)
-                return
-            self._on_message(self, message, fds)
-
-    def _await_room(self) -> None:
-        if not self._waits_for_room:
-            self._waits_for_room = True
-            self._loop.add_writer(self._socket.fileno(), self._writable)
-
-    def _writable(self) -> None:
+    def _queue(self, data: memoryview, fds: Sequence[int]) -> None:
+        duplicates: list[int] = []
         try:
-            while self._outbox:
-                first = self._outbox[0]
-                before, fds = len(first.data), len(first.fds)
-                done = first.send_on(self._socket)
-                self._outbox_bytes -= before - len(first.data)
-                self._outbox_fds -= fds - len(first.fds)
-                if not done:
-                    return
-                self._outbox.popleft()
+            for fd in fds:
+                duplicates.append(os.dup(fd))  # noqa: PERF401  # what was duplicated before an error must be closed
         except OSError as error:
-            if error.errno == errno.ETOOMANYREFS:
-                # Too many descriptors of this user are under way. The socket stays writable, so only time can tell.
-                self._stop_awaiting_room()
-                self._loop.call_later(_TOO_MANY_IN_FLIGHT_RETRY_S, self._resume)
-                return
+            _close_all(duplicates)
             self._end(error)
             return
-        self._stop_awaiting_room()
-        if self._closing:
-            self._end(None)
+        self._outbox.append((data, duplicates))
+        self._backlog += len(data)
+        self._queued_descriptors += len(duplicates)
+        if self._backlog > self._max_backlog:
+            self._end(FrameError(f"the peer left {self._backlog} bytes unread"))
+        elif self._queued_descriptors > MAX_QUEUED_DESCRIPTORS:
+            self._end(FrameError(f"the peer left {self._queued_descriptors} descriptors untaken"))
+        elif not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._socket.fileno(), self._flush)
 
-    def _resume(self) -> None:
-        if not self._over and self._outbox:
-            self._await_room()
-
-    def _stop_awaiting_room(self) -> None:
-        if self._waits_for_room:
-            self._waits_for_room = False
+    def _flush(self) -> None:
+        while self._outbox:
+            data, fds = self._outbox[0]
+            try:
+                sent = _send_some(self._socket, data, fds)
+            except OSError as error:
+                self._end(error)
+                return
+            if not sent:
+                return
+            self._backlog -= sent
+            self._queued_descriptors -= len(fds)
+            _close_all(fds)
+            if sent == len(data):
+                self._outbox.popleft()
+            else:
+                self._outbox[0] = (data[sent:], [])
+        if self._writing:
+            self._writing = False
             self._loop.remove_writer(self._socket.fileno())
 
-    def _end(self, reason: Exception | None) -> None:
-        if self._over:
+    def _on_readable(self) -> None:
+        try:
+            data, fds = _receive_some(self._socket)
+            if not data and not fds:
+                self._assembler.finish()
+                self._end(None)
+                return
+            with contextlib.closing(self._assembler.feed(data, fds)) as messages:
+                for message, its_fds in messages:
+                    self._on_message(self, message, its_fds)
+                    if not self._open:
+                        return
+        except BlockingIOError:
             return
-        self._over = True
-        self._stop_awaiting_room()
-        self._loop.remove_reader(self._socket.fileno())
-        self._assembler.drop()
-        for outgoing in self._outbox:
-            outgoing.drop()
-        self._outbox.clear()
-        self._socket.close()
-        self._loop.call_soon(self._closed, reason)
+        except (FrameError, OSError) as error:
+            self._end(error)
+        except Exception as error:
+            self._end(error)
+            raise
 
-    def _closed(self, reason: Exception | None) -> None:
-        if not self.closed.done():
-            self.closed.set_result(None)
-        if self._on_close is not None:
-            self._on_close(self, reason)
+    def _end(self, reason: Exception | None) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._socket.fileno())
+            if self._writing:
+                self._loop.remove_writer(self._socket.fileno())
+            if self._on_close is not None:
+                self._loop.call_soon(self._on_close, self, reason)
+        self._assembler.drop()
+        for _, fds in self._outbox:
+            _close_all(fds)
+        self._outbox.clear()
+        self._backlog = self._queued_descriptors = 0
+        self._socket.close()
 
 
 class BlockingFdChannel(Generic[M]):
-    """The same frames on a blocking socket. `bytes_sent` and `bytes_received` count frames, headers included."""
+    """The same over a socket that threads wait on; one thread sends while another receives, or one does both."""
 
     def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[M], *, max_frame: int = MAX_FRAME) -> None:
         self._socket = sock
-        self._decoder = decoder
-        self._assembler = _FrameAssembler(max_frame)
+        self._assembler = _Assembler(decoder, max_frame)
+        self._ready: deque[tuple[M, list[int]]] = deque()
         self.bytes_sent = 0
+        self.bytes_received = 0
+        sock.setblocking(False)
 
-    @property
-    def bytes_received(self) -> int:
-        return self._assembler.bytes_received
-
-    def send(self, message: Any, fds: Sequence[int] = (), *, timeout_s: float | None = None) -> None:
-        """Returns when the kernel has all of it; the descriptors stay the caller's.
+    def send(self, message: Any, fds: Sequence[int] = (), timeout_s: float = SEND_TIMEOUT_S) -> None:
+        """`fds` stay the caller's.
 
         Raises:
+            FrameError: too large for a frame, or other than `message.descriptors` says.
             TimeoutError: the peer doesn't read; the connection is of no further use.
             OSError: the peer is gone.
         """
-        if len(fds) > MAX_DESCRIPTORS:
-            raise FrameError(f"{len(fds)} descriptors with one message are over the cap of {MAX_DESCRIPTORS}")
-        outgoing = _Outgoing(encode_frame(message), list(fds))
-        self.bytes_sent += len(outgoing.data)
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            self._socket.settimeout(None if until is None else max(until - time.monotonic(), 0.001))
-            if outgoing.send_on(self._socket):
-                return
-            if until is not None and time.monotonic() >= until:
-                raise TimeoutError("the peer does not read")
+        data = memoryview(_checked_frame(message, fds))
+        deadline = time.monotonic() + timeout_s
+        while data:
+            sent = _send_some(self._socket, data, fds)
+            if sent:
+                self.bytes_sent += sent
+                data, fds = data[sent:], ()
+            else:
+                self._wait(select.POLLOUT, deadline, "the peer doesn't read")
 
     def receive(self, timeout_s: float | None = None) -> tuple[M, list[int]] | None:
-        """The next message with its descriptors, which are the caller's now; None at end of stream.
+        """The next message and its descriptors, which are the caller's now; None at the end of the stream.
 
         Raises:
-            TimeoutError: nothing whole came in time; what came is kept for the next call.
-            FrameError: what came is no message of ours.
+            TimeoutError: nothing whole came in time.
+            FrameError: what came is no message of ours, or ended in the middle of one; its descriptors are closed.
             OSError: the connection broke.
         """
-        until = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            self._socket.settimeout(None if until is None else max(until - time.monotonic(), 0.001))
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._ready:
             try:
-                frame = self._assembler.step(self._socket)
-            except EOFError:
+                data, fds = _receive_some(self._socket)
+            except BlockingIOError:
+                self._wait(select.POLLIN, deadline, "no answer")
+                continue
+            if not data and not fds:
+                self._assembler.finish()
                 return None
-            if frame is not None:
-                return _decode(self._decoder, *frame)
-            if until is not None and time.monotonic() >= until:
-                raise TimeoutError("no whole message came in time")
+            self.bytes_received += len(data)
+            self._ready.extend(self._assembler.feed(data, fds))
+        return self._ready.popleft()
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -258,122 +253,141 @@ class BlockingFdChannel(Generic[M]):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self._assembler.drop()
         self._socket.close()
+        self._assembler.drop()
+        for _, fds in self._ready:
+            _close_all(fds)
+        self._ready.clear()
+
+    def __enter__(self) -> BlockingFdChannel[M]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _wait(self, event: int, deadline: float | None, otherwise: str) -> None:
+        left_s = None if deadline is None else deadline - time.monotonic()
+        poll = select.poll()
+        poll.register(self._socket, event)
+        if left_s is not None and (left_s <= 0 or not poll.poll(left_s * 1000)):
+            raise TimeoutError(otherwise)
+        if left_s is None:
+            poll.poll()
 
 
-class _Outgoing:
-    """A message on its way: what is left of its bytes, and its descriptors until the first byte has left."""
+class _Assembler(Generic[M]):
+    """Bytes and descriptors in, messages with theirs out."""
 
-    def __init__(self, data: bytes, fds: list[int]) -> None:
-        self.data = memoryview(data)
-        self.fds = fds
-        self._owned = False
+    def __init__(self, decoder: msgspec.msgpack.Decoder[M], max_frame: int) -> None:
+        self._decoder = decoder
+        self._splitter = FrameSplitter(max_frame)
+        self._held: list[int] = []
+        """Of the frame that has begun and not ended."""
 
-    def send_on(self, sock: socket.socket) -> bool:
-        """Whether all has left; False when the socket takes no more now."""
-        while self.data:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.fds))] if self.fds else []
-            try:
-                sent = sock.sendmsg([self.data], rights, socket.MSG_NOSIGNAL)
-            except (BlockingIOError, InterruptedError):
-                return False
-            self.data = self.data[sent:]
-            self.drop()
-        return True
-
-    def own(self) -> None:
-        """Duplicate the descriptors, so that the caller may close its own.
+    def feed(self, data: bytes, fds: list[int]) -> Generator[tuple[M, list[int]], None, None]:
+        """Takes over `fds`: those that were not yielded are closed when this ends, however it ends.
 
         Raises:
-            OSError: no more descriptors may be open.
+            FrameError: no message of ours.
         """
-        duplicates: list[int] = []
+        assigned: deque[tuple[bytes, list[int]]] = deque()
         try:
-            for fd in self.fds:
-                duplicates.append(os.dup(fd))  # noqa: PERF401 - those made before a failure must be closed
-        except OSError:
-            close_all(duplicates)
+            assigned.extend(self._assign(data, fds))
+            while assigned:
+                body, its_fds = assigned[0]
+                message = self._decode(body, len(its_fds))
+                assigned.popleft()
+                yield message, its_fds
+        finally:
+            for _, its_fds in assigned:
+                _close_all(its_fds)
+
+    def _assign(self, data: bytes, fds: list[int]) -> list[tuple[bytes, list[int]]]:
+        began_before = self._splitter.pending > 0
+        try:
+            bodies = list(self._splitter.feed(data))
+        except FrameError:
+            self.drop()
+            _close_all(fds)
             raise
-        self.fds = duplicates
-        self._owned = True
+        frames: list[tuple[bytes, list[int]]] = [(body, []) for body in bodies]
+        if frames and began_before:
+            frames[0] = (frames[0][0], self._held)
+            self._held = []
+        starts_here = len(bodies) - began_before + (self._splitter.pending > 0)
+        if fds and starts_here <= 0:
+            self.drop()
+            _close_all(fds)
+            for _, its_fds in frames:
+                _close_all(its_fds)
+            raise FrameError(f"{len(fds)} descriptors came in the middle of a message")
+        if fds and self._splitter.pending:
+            self._held = fds
+        elif fds:
+            frames[-1] = (frames[-1][0], fds)
+        return frames
 
-    def drop(self) -> None:
-        if self._owned:
-            close_all(self.fds)
-        self.fds = []
+    def _decode(self, body: bytes, came: int) -> M:
+        try:
+            message = self._decoder.decode(body)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise FrameError(str(error)) from error
+        said = getattr(message, "descriptors", 0)
+        if said != came:
+            raise FrameError(f"{type(message).__name__} says {said} descriptors and {came} came with it")
+        return message
 
-
-class _FrameAssembler:
-    """Reads one frame after another from a socket, each with the descriptors that came with its bytes."""
-
-    def __init__(self, max_frame: int) -> None:
-        self._max_frame = max_frame
-        self._buffer = bytearray()
-        self._wanted = HEADER.size
-        self._in_body = False
-        self._fds: list[int] = []
-        self.bytes_received = 0
-
-    def step(self, sock: socket.socket) -> tuple[bytes, list[int]] | None:
-        """Read once; the body and descriptors of a frame if it is whole now.
+    def finish(self) -> None:
+        """The stream has ended.
 
         Raises:
-            EOFError: the peer closed between two frames.
-            FrameError: it closed within one, or sent what can't be a frame.
-            OSError: BlockingIOError, TimeoutError, or the connection broke.
+            FrameError: in the middle of a frame.
         """
-        if self._wanted > len(self._buffer):
-            self._read(sock, min(self._wanted - len(self._buffer), _PIECE))
-            if self._wanted > len(self._buffer):
-                return None
-        if not self._in_body:
-            (self._wanted,) = HEADER.unpack(self._buffer)
-            self._buffer.clear()
-            self._in_body = True
-            if self._wanted > self._max_frame:
-                raise FrameError(f"a frame of {self._wanted} bytes is over the cap of {self._max_frame}")
-            return None
-        body, fds = bytes(self._buffer), self._fds
-        self._buffer.clear()
-        self._wanted, self._in_body, self._fds = HEADER.size, False, []
-        return body, fds
-
-    def _read(self, sock: socket.socket, size: int) -> None:
-        data, ancillary, flags, _ = sock.recvmsg(
-            size, socket.CMSG_SPACE(MAX_DESCRIPTORS * _INT), socket.MSG_CMSG_CLOEXEC
-        )
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._fds += array.array("i", content[: len(content) - len(content) % _INT])
-        if flags & socket.MSG_CTRUNC:
-            raise FrameError("descriptors were cut off: too many with one message, or too many open here")
-        if len(self._fds) > MAX_DESCRIPTORS:
-            raise FrameError(f"{len(self._fds)} descriptors with one message are over the cap of {MAX_DESCRIPTORS}")
-        if not data:
-            if self._buffer or self._in_body:
-                raise FrameError("the connection ended within a frame")
-            raise EOFError
-        self._buffer += data
-        self.bytes_received += len(data)
+        self.drop()
+        if self._splitter.pending:
+            raise FrameError(f"the stream ended {self._splitter.pending} bytes into a message")
 
     def drop(self) -> None:
-        close_all(self._fds)
-        self._fds = []
+        _close_all(self._held)
+        self._held = []
 
 
-def _decode(decoder: msgspec.msgpack.Decoder[M], body: bytes, fds: list[int]) -> tuple[M, list[int]]:
+def _checked_frame(message: Any, fds: Sequence[int]) -> bytes:
+    said = getattr(message, "descriptors", 0)
+    if said != len(fds) or said > MAX_DESCRIPTORS:
+        raise FrameError(
+            f"{type(message).__name__} says {said} descriptors, {len(fds)} are given, {MAX_DESCRIPTORS} may go together"
+        )
+    return encode_frame(message)
+
+
+def _send_some(sock: socket.socket, data: memoryview, fds: Sequence[int]) -> int:
+    """Bytes that went, and with the first of them `fds`; 0: the socket takes nothing now."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
     try:
-        message = decoder.decode(body)
-        said = getattr(message, "descriptors", 0)
-        if said != len(fds):
-            raise FrameError(f"{type(message).__name__} says {said} descriptors, and {len(fds)} came")
-    except (msgspec.DecodeError, FrameError) as error:
-        close_all(fds)
-        raise error if isinstance(error, FrameError) else FrameError(str(error)) from error
-    return message, fds
+        return sock.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    except BlockingIOError:
+        return 0
 
 
-def close_all(fds: Iterable[int]) -> None:
+def _receive_some(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """What has come: bytes, and the descriptors beside them; nothing of either at the end of the stream.
+
+    Raises:
+        BlockingIOError: nothing has come.
+        FrameError: more descriptors than MAX_DESCRIPTORS, or than this process may open.
+    """
+    data, ancillary, flags, _ = sock.recvmsg(_READ, _ANCILLARY, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.extend(fd for (fd,) in struct.iter_unpack("i", payload[: len(payload) // _INT * _INT]))
+    if flags & socket.MSG_CTRUNC:
+        _close_all(fds)
+        raise FrameError(f"more descriptors than {MAX_DESCRIPTORS} with one message, or than this process may open")
+    return data, fds
+
+
+def _close_all(fds: Iterable[int]) -> None:
     for fd in fds:
         os.close(fd)
