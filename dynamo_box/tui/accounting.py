@@ -3,8 +3,12 @@
 Three sources are laid over each other, the most trustworthy outside:
 
     device or kernel   all in use, what the box holds of it, what others hold    DeviceFigures, DiskInfo
+    gms                layouts: weights that are there once, whoever maps them   GmsFigures
     workers            weights, and the KV pool by used, cached and free blocks  WorkerFigures
     plan               what was set aside by purpose                             DeviceInfo.planned_bytes
+
+A model that has a layout on a device has its weights in it, and what its workers say of theirs is what they map of it.
+While a gms says nothing, the workers of one model still hold one copy: the most that one of them says.
 
 They are sampled at different moments and needn't agree. Each region takes what it claims of what those before it left
 over, so no region is ever negative and together they are exactly the total. The cpu device and the host are one memory,
@@ -17,8 +21,9 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from dynamo_box.protocol.figures import WorkerFigures
+from dynamo_box.protocol.figures import GmsFigures, WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot, DeviceFigures, DeviceInfo, DiskInfo, ProcessInfo
+from dynamo_box.tui import layouts
 from dynamo_box.tui.host import HOST, HOST_KINDS, host_of
 
 DISK = "disk"
@@ -65,7 +70,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Holding:
-    """What one process says that it holds of one place, in bytes; None is what it doesn't say."""
+    """What one process says that it holds of one place, in bytes; None is what it doesn't say. Weights of a worker that
+    maps a layout are the layout's, and those of a gms are all its layouts'.
+    """
 
     process: ProcessInfo
     weights: int | None = None
@@ -77,12 +84,35 @@ class Holding:
 def places(snapshot: BoxSnapshot) -> tuple[Place, ...]:
     """Every device, then the host, then the disks."""
     held = _held(snapshot)
-    found = [_device(device, held.get(device.id, [])) for device in snapshot.devices if device.kind not in HOST_KINDS]
-    host = _host(snapshot, held[HOST])
+    stored = _stored(snapshot)
+    found = [
+        _device(device, held.get(device.id, []), stored.get(device.id))
+        for device in snapshot.devices
+        if device.kind not in HOST_KINDS
+    ]
+    host = _host(snapshot, held[HOST], stored.get(HOST))
     if host is not None:
         found.append(host)
-    found.extend(_disk(disk) for disk in snapshot.disks)
+    with_snapshots = _disk_of_snapshots(snapshot.disks)
+    on_disk = sum(max(each.layout.disk_bytes, 0) for each in layouts.held(snapshot))
+    found.extend(_disk(disk, on_disk if disk is with_snapshots else 0) for disk in snapshot.disks)
     return tuple(found)
+
+
+def layouts_at(snapshot: BoxSnapshot, place: str) -> list[tuple[layouts.Held, int]]:
+    """The layouts that have bytes at the place with this key, and how many; readers map those on a device only."""
+    on_host = _host_ids(snapshot)
+    with_snapshots = _disk_of_snapshots(snapshot.disks)
+    found = []
+    for each in layouts.held(snapshot):
+        device = HOST if each.device in on_host else each.device
+        here = max(each.layout.device_bytes, 0) if place == device else 0
+        here += max(each.layout.host_bytes, 0) if place == HOST else 0
+        if with_snapshots is not None and place == _disk_key(with_snapshots):
+            here += max(each.layout.disk_bytes, 0)
+        if here or place == device and each.layout.readers:
+            found.append((each, here))
+    return found
 
 
 def holdings(snapshot: BoxSnapshot, place: str) -> list[Holding]:
@@ -109,17 +139,16 @@ def held_by_purpose(place: Place) -> dict[str, int]:
 # the places
 
 
-def _device(device: DeviceInfo, held: list[Holding]) -> Place:
+def _device(device: DeviceInfo, held: list[Holding], stored: _Stored | None) -> Place:
     total, planned = _whole(device.memory_bytes), device.planned_bytes
     if device.figures is None:
         regions = _planned(planned, total, held)
     else:
-        weights = [each.weights for each in held if each.weights is not None]
-        regions = _measured(device.figures, total, _claims(held, sum(weights) if weights else None))
+        regions = _measured(device.figures, total, _claims(held, _weights(held, stored)))
     return Place(device.id, device.name, device.kind, total, regions, device.figures is not None, planned)
 
 
-def _host(snapshot: BoxSnapshot, held: list[Holding]) -> Place | None:
+def _host(snapshot: BoxSnapshot, held: list[Holding], stored: _Stored | None) -> Place | None:
     """The machine's memory; planned are the cpu device and interpreters together. None if nobody says what it holds."""
     host = host_of(snapshot)
     if host is None or (host.figures is None and not host.ids):
@@ -128,22 +157,40 @@ def _host(snapshot: BoxSnapshot, held: list[Holding]) -> Place | None:
     if host.figures is None:
         regions = _planned(planned, total, held)
     else:
-        regions = _measured(host.figures, total, _claims(held, _mapped_weights(held, planned.get(WEIGHTS, 0))))
+        weights = _mapped_weights(held, planned.get(WEIGHTS, 0)) if stored is None else _weights(held, stored)
+        regions = _measured(host.figures, total, _claims(held, weights))
     name = host.name or "memory of the machine"
     return Place(HOST, name, HOST, total, regions, host.figures is not None, planned)
 
 
-def _disk(disk: DiskInfo) -> Place:
+def _disk(disk: DiskInfo, snapshots: int) -> Place:
+    """`snapshots` are bytes of weights that sleep there: of the box's, if it says how much it has."""
     total = max(disk.total_bytes, 0)
     free = min(max(disk.free_bytes, 0), total)
-    regions = {}
+    used = total - free
+    inside = used if disk.box_bytes is None else min(max(disk.box_bytes, 0), used)
+    regions = _granted({Region.WEIGHTS: snapshots} if snapshots else {}, inside)
+    asleep = sum(regions.values())
     if disk.box_bytes is None:
-        regions[Region.UNATTRIBUTED] = total - free
+        regions[Region.UNATTRIBUTED] = used - asleep
     else:
-        regions[Region.BOX] = min(max(disk.box_bytes, 0), total - free)
-        regions[Region.OTHERS] = total - free - regions[Region.BOX]
+        regions[Region.BOX] = inside - asleep
+        regions[Region.OTHERS] = used - inside
     regions[Region.FREE] = free
-    return Place(f"{DISK} {disk.path}", disk.purpose, DISK, total, regions)
+    return Place(_disk_key(disk), disk.purpose, DISK, total, regions)
+
+
+def _disk_key(disk: DiskInfo) -> str:
+    return f"{DISK} {disk.path}"
+
+
+def _disk_of_snapshots(disks: tuple[DiskInfo, ...]) -> DiskInfo | None:
+    """The disk whose purpose names weights, else models, which lie in the same home; else the only one."""
+    for purpose in (WEIGHTS, "models"):
+        for disk in disks:
+            if purpose in disk.purpose:
+                return disk
+    return disks[0] if len(disks) == 1 else None
 
 
 # regions, from the outside in
@@ -209,12 +256,50 @@ def _sum(claims: Claims) -> int:
     return sum(max(claim, 0) for claim in claims.values())
 
 
+# what gms says
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Of one place: bytes of weights in layouts, and the models whose weights on it are these and no others."""
+
+    weights: int = 0
+    models: frozenset[str] = frozenset()
+
+    def __add__(self, other: _Stored) -> _Stored:
+        return _Stored(self.weights + other.weights, self.models | other.models)
+
+
+def _stored(snapshot: BoxSnapshot) -> dict[str, _Stored]:
+    """By place, for each on which a gms is at home, even if it says nothing, or where layouts sleep."""
+    on_host = _host_ids(snapshot)
+    found: dict[str, _Stored] = {}
+
+    def store(place: str, more: _Stored) -> None:
+        found[place] = found.get(place, _Stored()) + more
+
+    for process in layouts.services(snapshot):
+        for device in process.device.split(",") if process.device else []:
+            store(HOST if device in on_host else device, _Stored())
+    for each in layouts.held(snapshot):
+        if each.is_there:
+            here = _Stored(max(each.layout.device_bytes, 0), frozenset({each.layout.name}))
+            store(HOST if each.device in on_host else each.device, here)
+            if each.layout.host_bytes > 0:
+                store(HOST, _Stored(each.layout.host_bytes))
+    return found
+
+
+def _host_ids(snapshot: BoxSnapshot) -> set[str]:
+    return {device.id for device in snapshot.devices if device.kind in HOST_KINDS} | {HOST}
+
+
 # what workers say
 
 
 def _held(snapshot: BoxSnapshot) -> dict[str, list[Holding]]:
     """By place. A worker on several devices holds an even part of its weights and KV on each."""
-    on_host = {device.id for device in snapshot.devices if device.kind in HOST_KINDS} | {HOST}
+    on_host = _host_ids(snapshot)
     held: dict[str, list[Holding]] = {HOST: []}
     for process in snapshot.processes:
         devices = process.device.split(",") if process.device else []
@@ -228,6 +313,8 @@ def _held(snapshot: BoxSnapshot) -> dict[str, list[Holding]]:
 
 def _holding(process: ProcessInfo, index: int, span: int) -> Holding:
     figures = process.figures
+    if isinstance(figures, GmsFigures):
+        return Holding(process, _part(sum(max(each.device_bytes, 0) for each in figures.layouts), index, span))
     if not isinstance(figures, WorkerFigures):
         return Holding(process)
     weights = None if figures.weights_bytes is None else _part(figures.weights_bytes, index, span)
@@ -267,16 +354,37 @@ def _divided(pool: int, workers: Iterable[WorkerFigures]) -> Claims:
     return {Region.USED: used_bytes, Region.CACHED: cached_bytes, Region.POOL: pool - used_bytes - cached_bytes}
 
 
+def _weights(held: list[Holding], stored: _Stored | None) -> int | None:
+    """On a device: the layouts and, of models that have none, what their workers say: copies where there is no gms."""
+    said = _said(held)
+    if stored is None:
+        return sum(size for _, size in said) if said else None
+    beside = _once((model, size) for model, size in said if model not in stored.models)
+    return stored.weights + beside if stored.models or stored.weights or said else None
+
+
 def _mapped_weights(held: list[Holding], planned: int) -> int | None:
     """Workers of one model map the same file on the host, which is there once; they hold copies only where the plan set
     aside enough for as many.
     """
-    weights = [(each.process.model, each.weights) for each in held if each.weights is not None]
+    weights = _said(held)
     if not weights:
         return None
     copies = sum(size for _, size in weights)
-    if copies <= planned:
-        return copies
+    return copies if copies <= planned else _once(weights)
+
+
+def _said(held: list[Holding]) -> list[tuple[str | None, int]]:
+    """Weights as workers say it, with the model that each is of."""
+    return [
+        (each.process.model, each.weights)
+        for each in held
+        if each.weights is not None and isinstance(each.process.figures, WorkerFigures)
+    ]
+
+
+def _once(weights: Iterable[tuple[str | None, int]]) -> int:
+    """Of each model as much as one worker has at most."""
     once: dict[str | None, int] = {}
     for model, size in weights:
         once[model] = max(once.get(model, 0), size)
