@@ -1,6 +1,4 @@
-"""GPU Memory Service: one copy of a model's weights a device, shared by every process on it.
+"""GPU Memory Service: one process a device owns the weight memory; engines map it.
 
-names.py  what the kernel is told the memory is
-vmm/      allocate, reserve, map: one interface over the kinds of device memory
-client/   what an engine uses; needs only msgspec and the standard library
+`client` and `vmm` are imported by engines and need msgspec and the standard library only; the rest is the service.
 """
