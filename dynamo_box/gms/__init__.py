@@ -1,4 +1,6 @@
-"""GPU Memory Service: one process a device owns the weight memory; engines map it.
+"""GPU Memory Service: one copy of a model's weights a device, shared by every process on it.
 
-`client` and `vmm` are imported by engines and need msgspec and the standard library only; the rest is the service.
+names.py  what the kernel is told the memory is
+vmm/      allocate, reserve, map: one interface over the kinds of device memory
+client/   what an engine uses; needs only msgspec and the standard library
 """

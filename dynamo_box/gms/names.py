@@ -1,21 +1,17 @@
-"""Names of memory files: `dynbox:<run key>:<place>:<device>:<layout>`, by which anybody who looks into /proc knows
-whose bytes a descriptor or a mapping holds.
-"""
+"""Names of the memory files, by which readers of /proc know them: `dynbox:<run key>:<place>:<device>:<layout>`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_NAME_BYTES = 249
 """What memfd_create takes."""
+
 _PREFIX = "dynbox"
 _PLACES = ("device", "host")
 
 
-@dataclass(frozen=True)
-class MemfdName:
-    """`layout` is cut where the kernel would refuse the whole name."""
-
+class MemfdName(NamedTuple):
     run_key: str
     place: str
     device: str
@@ -23,14 +19,23 @@ class MemfdName:
 
 
 def memfd_name(run_key: str, place: str, device: str, layout: str) -> str:
-    """A colon within the device is written %3A; the layout is last and may hold any."""
-    full = ":".join((_PREFIX, run_key, place, device.replace(":", "%3A"), layout))
-    return full.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+    """The layout comes last, so it may hold anything but NUL.
+
+    Raises:
+        ValueError: a part can't be told apart from the others, or all of it is too long for the kernel.
+    """
+    name = ":".join((_PREFIX, run_key, place, device, layout))
+    if parse_memfd_name(name) != (run_key, place, device, layout):
+        raise ValueError(f"{name!r} can't be the name of a memory file")
+    return name
 
 
-def parse_memfd_name(name: str) -> MemfdName | None:
-    """None if it isn't one of ours. `name` is as given to memfd_create: without "/memfd:" and " (deleted)"."""
-    parts = name.split(":", 4)
-    if len(parts) != 5 or parts[0] != _PREFIX or parts[2] not in _PLACES:
+def parse_memfd_name(text: str) -> MemfdName | None:
+    """None: not one of ours."""
+    parts = text.split(":", 4)
+    if len(parts) != 5 or "\0" in text or len(text.encode(errors="surrogateescape")) > MAX_NAME_BYTES:
         return None
-    return MemfdName(parts[1], parts[2], parts[3].replace("%3A", ":"), parts[4])
+    prefix, run_key, place, device, layout = parts
+    if prefix != _PREFIX or place not in _PLACES or not (run_key and device and layout):
+        return None
+    return MemfdName(run_key, place, device, layout)

@@ -1,11 +1,14 @@
-"""Host memory as a device: memfds, mapped at reserved addresses.
+"""Weight memory of the cpu device: memfds, mapped at fixed addresses.
 
-A reservation is an inaccessible, unaccounted mapping; memory is mapped over a part of it in place, and unmapping puts
-the inaccessible mapping back, so nothing else can ever come to lie there in between.
+A reservation is an inaccessible private mapping; a map replaces part of it, and unmapping replaces that by
+inaccessible pages again, in one call each: at no moment can another thread's mmap get an address in between.
 
-Memory is backed when it is created: a memfd is lazy, and one that runs out of memory later does so as SIGBUS in
-whoever touches it. Where the kernel gives huge pages to shared memory on advice, backing it through an advised mapping
-gets them, and with them a remap that fills page tables by 2 MiB instead of 4 KiB.
+Large pages: memfds get them by advice alone only where the system is told so (`shmem_enabled`), which it seldom is.
+Collapsing what is there works without, costs one copy, and every later map of it, in whatever process, is entered into
+the page table 80 times as fast.
+
+A map that could write keeps its memfd from being sealed, and so does a read-only one made through a writable
+descriptor, so readers map through `readonly`.
 """
 
 from __future__ import annotations
@@ -13,41 +16,30 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
 import threading
-from pathlib import Path
+from collections.abc import Sequence
 
-from dynamo_box.gms.vmm.base import VmmRefused
+from dynamo_box.gms.vmm.base import Mapping, StillMapped, VmmError, VmmOutOfMemory
 
 GRANULARITY = 2 * 1024 * 1024
-SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
-_PROT_NONE = 0
-_MAP_FIXED = 0x10
-_MAP_NORESERVE = 0x4000
-_MADV_HUGEPAGE = 14
-_MADV_POPULATE_READ = 22
-_MADV_POPULATE_WRITE = 23
+_PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
+_MADV_HUGEPAGE, _MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 14, 22, 23, 25
 _MAP_FAILED = ctypes.c_void_p(-1).value
-_HUGE_SHARED_MEMORY = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = (
-    ctypes.c_void_p,
-    ctypes.c_size_t,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_int,
-    ctypes.c_long,
-)
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class HostVmm:
-    """One process's view; see `base.Vmm`."""
+    """See `Vmm`. Safe to use from several threads."""
 
     granularity = GRANULARITY
 
@@ -55,160 +47,192 @@ class HostVmm:
         self._lock = threading.Lock()
         self._reserved: dict[int, int] = {}
         self._mapped: dict[int, int] = {}
-        self._handles: dict[int, int] = {}
 
     def create(self, size: int, name: str) -> int:
-        self._check_size(size)
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._check_aligned(size)
+        fd = -1
         try:
+            fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, size)
-            if _huge_pages_on_advice():
-                _back_with_huge_pages(fd, size)
-            os.posix_fallocate(fd, 0, size)
-        except BaseException:
-            os.close(fd)
-            raise
+            os.posix_fallocate(fd, 0, size)  # a lack of memory shows here, not as SIGBUS at a touch
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            raise _failure(f"no {size} bytes for {name}", error.errno) from error
         return fd
-
-    def seal(self, fd: int) -> None:
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS:
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-
-    def reopen_read_only(self, fd: int) -> int:
-        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-
-    def import_(self, fd: int) -> int:
-        try:
-            size = os.fstat(fd).st_size
-            self._check_size(size)
-        except BaseException:
-            os.close(fd)
-            raise
-        with self._lock:
-            self._handles[fd] = size
-        return fd
-
-    def release(self, handle: int) -> None:
-        with self._lock:
-            if self._handles.pop(handle, None) is None:
-                raise VmmRefused(f"handle {handle} is not held")
-        os.close(handle)
 
     def reserve(self, size: int) -> int:
-        self._check_size(size)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        found = _mmap(0, size + GRANULARITY, _PROT_NONE, flags, -1)
-        address = -(-found // GRANULARITY) * GRANULARITY
-        if address > found:
-            _munmap(found, address - found)
-        _munmap(address + size, found + GRANULARITY - address)
+        self._check_aligned(size)
+        # The kernel aligns to pages alone: reserve one step more and give back both ends.
+        span = size + GRANULARITY
+        got = _mmap(0, span, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE, -1)
+        address = -(-got // GRANULARITY) * GRANULARITY
+        if address > got:
+            _munmap(got, address - got)
+        _munmap(address + size, got + span - (address + size))
         with self._lock:
             self._reserved[address] = size
         return address
 
-    def free_address(self, address: int, size: int) -> None:
-        with self._lock:
-            if self._reserved.get(address) != size:
-                raise VmmRefused(f"{size} bytes at {address:#x} are not a reservation")
-            if self._overlaps(address, size):
-                raise VmmRefused(f"memory is still mapped in the reservation at {address:#x}")
-            _munmap(address, size)
-            del self._reserved[address]
+    def map(self, address: int, size: int, fd: int, offset: int = 0, writable: bool = False) -> None:
+        if offset:
+            raise VmmError(f"offset {offset}: a map begins at the first byte of an allocation")
+        self.map_all([Mapping(address, size, fd, writable)])
 
-    def map(self, address: int, size: int, handle: int, offset: int, *, writable: bool) -> None:
-        self._check_size(size)
-        if offset != 0:
-            raise VmmRefused(f"offset {offset}: memory is mapped from its start")
-        if address % GRANULARITY:
-            raise VmmRefused(f"address {address:#x} is not aligned to {GRANULARITY}")
+    def map_all(self, mappings: Sequence[Mapping]) -> None:
+        done: list[Mapping] = []
         with self._lock:
-            if handle not in self._handles:
-                raise VmmRefused(f"handle {handle} is not held")
-            if self._handles[handle] != size:
-                raise VmmRefused(f"{size} bytes of memory that has {self._handles[handle]}: it is mapped whole")
-            if not any(start <= address and address + size <= start + room for start, room in self._reserved.items()):
-                raise VmmRefused(f"{size} bytes at {address:#x} are not reserved")
-            if self._overlaps(address, size):
-                raise VmmRefused(f"something is mapped at {address:#x} already")
-            protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-            _mmap(address, size, protection, mmap.MAP_SHARED | _MAP_FIXED, handle)
-            self._mapped[address] = size
-        if _huge_pages_on_advice():
-            _madvise(address, size, _MADV_HUGEPAGE)
+            try:
+                for one in mappings:
+                    self._check_free(one)
+                    self._map(one)
+                    done.append(one)
+            except BaseException:
+                for one in done:
+                    self._unmap(one.address, one.size)
+                raise
 
     def unmap(self, address: int, size: int) -> None:
+        self._check_aligned(size, address)
         with self._lock:
-            if self._mapped.get(address) != size:
-                raise VmmRefused(f"{size} bytes at {address:#x} are not one whole mapping")
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
-            _mmap(address, size, _PROT_NONE, flags, -1)
-            del self._mapped[address]
+            inside = self._inside(address, size)
+            if sum(inside.values()) != size:
+                raise VmmError(f"{size} bytes at {address:#x} are not one whole map, or several that adjoin")
+            for start, length in inside.items():
+                self._unmap(start, length)
 
-    def populate(self, address: int, size: int, *, writable: bool) -> None:
-        if not self._is_mapped(address, size):
-            raise VmmRefused(f"{size} bytes at {address:#x} are not one whole mapping")
+    def release(self, address: int, size: int) -> None:
+        with self._lock:
+            if self._reserved.get(address) != size:
+                raise VmmError(f"{size} bytes at {address:#x} are no reservation")
+            if self._overlapping(address, size):
+                raise VmmError(f"{size} bytes at {address:#x} are still mapped")
+            del self._reserved[address]
+            _munmap(address, size)
+
+    def populate(self, address: int, size: int, write: bool = False) -> None:
+        self._check_mapped(address, size)
+        while _libc.madvise(address, size, _MADV_POPULATE_WRITE if write else _MADV_POPULATE_READ) != 0:
+            code = ctypes.get_errno()
+            if code == errno.EINVAL:  # a kernel before 5.14
+                _touch(address, size, write)
+                return
+            if code not in (errno.EINTR, errno.EAGAIN):
+                raise _failure(f"no pages for {size} bytes at {address:#x}", code, pages=True)
+
+    def advise_hugepages(self, address: int, size: int) -> None:
+        self._check_mapped(address, size)
+        for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
+            _libc.madvise(address, size, advice)  # refused where there are none, or none left: small ones serve too
+
+    def seal(self, fd: int) -> None:
         try:
-            _madvise(address, size, _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ)
+            if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            # A kernel before 5.14. Reading is enough for a writable mapping too: its memory is backed already.
-            _ = bytes(memoryview((ctypes.c_char * size).from_address(address))[:: mmap.PAGESIZE])
+            if error.errno == errno.EBUSY:
+                raise StillMapped("a map that could write to it is still alive") from error
+            raise _failure("it can't be sealed", error.errno) from error
+
+    def readonly(self, fd: int) -> int:
+        try:
+            return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _failure("it can't be opened for readers", error.errno) from error
 
     def close(self) -> None:
-        for address, size in list(self._mapped.items()):
-            self.unmap(address, size)
-        for address, size in list(self._reserved.items()):
-            self.free_address(address, size)
-        for handle in list(self._handles):
-            self.release(handle)
-
-    def _is_mapped(self, address: int, size: int) -> bool:
         with self._lock:
-            return self._mapped.get(address) == size
+            for address, size in list(self._mapped.items()):
+                self._unmap(address, size)
+            for address, size in list(self._reserved.items()):
+                del self._reserved[address]
+                _munmap(address, size)
 
-    def _overlaps(self, address: int, size: int) -> bool:
-        return any(start < address + size and address < start + length for start, length in self._mapped.items())
+    @property
+    def mapped_bytes(self) -> int:
+        with self._lock:
+            return sum(self._mapped.values())
 
-    def _check_size(self, size: int) -> None:
-        if size <= 0 or size % GRANULARITY:
-            raise VmmRefused(f"size {size} is not a multiple of {GRANULARITY}")
+    def _map(self, one: Mapping) -> None:
+        protection = _PROT_READ | (_PROT_WRITE if one.writable else 0)
+        try:
+            _mmap(one.address, one.size, protection, _MAP_SHARED | _MAP_FIXED, one.fd)
+        except VmmError:
+            _hide(one.address, one.size)  # the kernel may have taken away what was there before it refused
+            raise
+        self._mapped[one.address] = one.size
+
+    def _unmap(self, address: int, size: int) -> None:
+        _hide(address, size)
+        del self._mapped[address]
+
+    def _check_free(self, one: Mapping) -> None:
+        self._check_aligned(one.size, one.address)
+        end = one.address + one.size
+        if not any(start <= one.address and end <= start + size for start, size in self._reserved.items()):
+            raise VmmError(f"{one.size} bytes at {one.address:#x} are not inside one reservation")
+        if self._overlapping(one.address, one.size):
+            raise VmmError(f"something is mapped in {one.size} bytes at {one.address:#x} already")
+        try:
+            there = os.fstat(one.fd).st_size
+        except OSError as error:
+            raise _failure(f"descriptor {one.fd} is no allocation", error.errno) from error
+        if there != one.size:
+            raise VmmError(f"the allocation has {there} bytes and is mapped as a whole, not as {one.size}")
+
+    def _check_mapped(self, address: int, size: int) -> None:
+        with self._lock:
+            if sum(self._inside(address, size).values()) != size:
+                raise VmmError(f"{size} bytes at {address:#x} are not mapped")
+
+    def _overlapping(self, address: int, size: int) -> dict[int, int]:
+        end = address + size
+        return {start: length for start, length in self._mapped.items() if start < end and address < start + length}
+
+    def _inside(self, address: int, size: int) -> dict[int, int]:
+        end = address + size
+        found = self._overlapping(address, size)
+        return {start: length for start, length in found.items() if address <= start and start + length <= end}
+
+    def _check_aligned(self, size: int, address: int = 0) -> None:
+        if size <= 0 or size % GRANULARITY or address % GRANULARITY:
+            raise VmmError(f"{size} bytes at {address:#x}: both must be multiples of {GRANULARITY}, and not nothing")
 
 
-def _huge_pages_on_advice() -> bool:
-    try:
-        return "[advise]" in _HUGE_SHARED_MEMORY.read_text()
-    except OSError:  # a kernel without them
-        return False
+def view(address: int, nbytes: int, *, writable: bool = False) -> memoryview:
+    """Mapped bytes. It knows nothing of the map: using it after `unmap` ends the process."""
+    if nbytes == 0:
+        return memoryview(bytearray() if writable else b"")
+    whole = memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
+    return whole if writable else whole.toreadonly()
 
 
-def _back_with_huge_pages(fd: int, size: int) -> None:
-    address = _mmap(0, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd)
-    try:
-        _madvise(address, size, _MADV_HUGEPAGE)
-        _madvise(address, size, _MADV_POPULATE_WRITE)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # an old kernel; it is backed by small pages then
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
-    finally:
-        _munmap(address, size)
+def _hide(address: int, size: int) -> None:
+    _mmap(address, size, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED, -1)
+
+
+def _touch(address: int, size: int, write: bool) -> None:
+    pages = view(address, size, writable=write)[::_PAGE]
+    if write:
+        pages[:] = pages
+    else:
+        bytes(pages)
 
 
 def _mmap(address: int, size: int, protection: int, flags: int, fd: int) -> int:
-    result = _libc.mmap(address, size, protection, flags, fd, 0)
-    if result == _MAP_FAILED:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return int(result)
+    got = _libc.mmap(address, size, protection, flags, fd, 0)
+    if got == _MAP_FAILED:
+        raise _failure(f"mmap of {size} bytes", ctypes.get_errno())
+    return int(got or 0)
 
 
 def _munmap(address: int, size: int) -> None:
     if size and _libc.munmap(address, size) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        raise _failure(f"munmap of {size} bytes", ctypes.get_errno())
 
 
-def _madvise(address: int, size: int, advice: int) -> None:
-    if _libc.madvise(address, size, advice) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+def _failure(what: str, code: int | None, *, pages: bool = False) -> VmmError:
+    """`pages`: what the kernel answers when pages can't be had, for a map that is known to be there."""
+    number = code or 0
+    out = {errno.ENOSPC, errno.ENOMEM} | ({errno.EFAULT} if pages else set())
+    return (VmmOutOfMemory if number in out else VmmError)(f"{what}: {os.strerror(number)}")
