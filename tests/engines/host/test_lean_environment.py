@@ -22,6 +22,7 @@ MODULES = [
     "dynamo_box.protocol.spec",
     "dynamo_box.protocol.status",
     "dynamo_box.discovery.instances",
+    "dynamo_box.gms.client",
     "dynamo_box.kv.hashing",
     "dynamo_box.paths",
     "engines.contract",
