@@ -7,6 +7,7 @@ its longest; a prompt's chunk attends on its own.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,8 +33,26 @@ class KvCache:
         count = layers * 2 * blocks * block_size * kv_heads * head_dim
         self.bytes = count * dtype.itemsize
         self.blocks = blocks
-        memory = mmap.mmap(-1, self.bytes)
-        self._layers = torch.frombuffer(memory, dtype=dtype, count=count).view(shape).unbind()
+        self._memory = mmap.mmap(-1, self.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        flat = torch.frombuffer(self._memory, dtype=dtype, count=count)
+        self._address = flat.data_ptr()
+        self._layers: tuple[torch.Tensor, ...] = flat.view(shape).unbind()
+
+    @property
+    def resident_bytes(self) -> int:
+        """What of it the kernel has really given, by mincore(2)."""
+        pages = -(-self.bytes // mmap.PAGESIZE)
+        resident = (ctypes.c_ubyte * pages)()
+        if ctypes.CDLL(None, use_errno=True).mincore(
+            ctypes.c_void_p(self._address), ctypes.c_size_t(self.bytes), resident
+        ):
+            raise OSError(ctypes.get_errno(), "mincore")
+        return sum(page & 1 for page in bytes(resident)) * mmap.PAGESIZE
+
+    def close(self) -> None:
+        """Give the memory back; the cache is of no further use."""
+        self._layers = ()
+        self._memory.close()
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """`keys` and `values`: [tokens, kv_heads, head_dim]; a slot is block × block_size + place in the

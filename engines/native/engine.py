@@ -16,6 +16,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,7 +34,9 @@ from engines.contract import (
     RequestRejected,
     SequenceRequest,
     Sink,
+    SleepReport,
     StoredBlocks,
+    WakeReport,
 )
 from engines.log import get_logger
 
@@ -53,7 +57,18 @@ class _Stop(msgspec.Struct, frozen=True):
     pass
 
 
-_Command = SequenceRequest | _Cancel | _Stop
+@dataclass(frozen=True)
+class _Sleep:
+    done: asyncio.Future[SleepReport]
+
+
+@dataclass(frozen=True)
+class _Wake:
+    done: asyncio.Future[WakeReport]
+    deadline_s: float
+
+
+_Command = SequenceRequest | _Cancel | _Stop | _Sleep | _Wake
 
 
 class NativeEngine:
@@ -115,6 +130,16 @@ class NativeEngine:
     def set_option(self, key: str, value: str) -> str:
         raise ValueError(f"the native engine has no option {key!r} that could be set while it runs")
 
+    async def sleep(self) -> SleepReport:
+        done: asyncio.Future[SleepReport] = self._loop.create_future()
+        self._commands.put(_Sleep(done))
+        return await done
+
+    async def wake(self, deadline_s: float) -> WakeReport:
+        done: asyncio.Future[WakeReport] = self._loop.create_future()
+        self._commands.put(_Wake(done, deadline_s))
+        return await done
+
     async def close(self) -> None:
         """End the compute thread after the step it is in."""
         if self._thread is not None:
@@ -148,9 +173,27 @@ class NativeEngine:
                     runner.add(request)
                 case _Cancel(key):
                     runner.cancel(key)
+                case _Sleep(done):
+                    self._rest(runner, done, runner.sleep, (ClearedBlocks(),))
+                case _Wake(done, deadline_s):
+                    self._rest(runner, done, partial(runner.wake, deadline_s), ())
                 case _Stop():
+                    runner.close()
                     return False
         return True
+
+    def _rest(
+        self, runner: Runner, done: asyncio.Future[Any], act: Callable[[], Any], events: tuple[BlockEvent, ...]
+    ) -> None:
+        from engines.native.runner import StepResult
+
+        try:
+            report = act()
+        except EngineError as error:
+            self._tell(_settle, done, error)
+            return
+        self._tell(self._deliver, StepResult((), events, runner.figures))
+        self._tell(_settle, done, report)
 
     # On the event loop
 
@@ -189,13 +232,13 @@ class _Rate:
         return (count - before) / (now - since) if now > since else 0.0
 
 
-def _settle(started: asyncio.Future[Runner], outcome: Runner | Exception) -> None:
-    if started.done():
+def _settle(waiting: asyncio.Future[Any], outcome: Any) -> None:
+    if waiting.done():
         return
     if isinstance(outcome, Exception):
-        started.set_exception(outcome)
+        waiting.set_exception(outcome)
     else:
-        started.set_result(outcome)
+        waiting.set_result(outcome)
 
 
 def _check(sequence: SequenceRequest, info: EngineInfo, vocab_size: int) -> None:

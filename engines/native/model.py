@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,6 @@ from torch.nn.functional import embedding, linear, silu
 from engines.native.attention import Batch, KvCache
 from engines.native.config import LlamaConfig
 from engines.native.rope import Rotation, inverse_frequencies
-from engines.native.weights import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,18 @@ class _Layer:
 
 
 class Llama:
-    def __init__(self, config: LlamaConfig, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """`weights` are those of `tensor_plan`, wherever they lie; they are never written to."""
+
+    def __init__(self, config: LlamaConfig, weights: Mapping[str, torch.Tensor], dtype: torch.dtype) -> None:
         self._config = config
         self._dtype = dtype
         self._frequencies = inverse_frequencies(config.rope, config.head_dim)
         self._heads = (config.heads, config.kv_heads, config.kv_heads)
-        vocabulary = (config.vocab_size, config.hidden_size)
-        self._embeddings = checkpoint.tensor("model.embed_tokens.weight", vocabulary, dtype)
-        self._norm = checkpoint.tensor("model.norm.weight", (config.hidden_size,), dtype)
-        self._output = self._embeddings if config.tied else checkpoint.tensor("lm_head.weight", vocabulary, dtype)
-        self._layers = [self._layer(checkpoint, f"model.layers.{n}") for n in range(config.layers)]
-
-        self.bytes = self._count_bytes()
-
-    def _count_bytes(self) -> int:
-        """What the weights take, those in the file's pages included."""
-        tensors = [self._embeddings, self._norm, *([] if self._config.tied else [self._output])]
-        for layer in self._layers:
-            tensors += [layer.input_norm, layer.post_norm]
-            for part in (layer.qkv, layer.output, layer.gate_up, layer.down):
-                tensors += [part.weight, *([] if part.bias is None else [part.bias])]
-        return sum(tensor.nbytes for tensor in tensors)
+        self._embeddings = weights["embeddings"]
+        self._norm = weights["norm"]
+        self._output = self._embeddings if config.tied else weights["output"]
+        self._layers = [_layer(weights, number) for number in range(config.layers)]
+        self.bytes = sum(tensor.nbytes for tensor in weights.values())
 
     def forward(self, batch: Batch, cache: KvCache) -> torch.Tensor:
         """Compute the batch, write its keys and values, and return the logits [len(batch.last_rows),
@@ -91,35 +82,16 @@ class Llama:
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self._config.rms_norm_eps)
         return weight * (wide * scale).to(self._dtype)
 
-    def _layer(self, checkpoint: Checkpoint, at: str) -> _Layer:
-        config = self._config
-        hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
 
-        def norm(name: str) -> torch.Tensor:
-            return checkpoint.tensor(f"{at}.{name}.weight", (hidden,), self._dtype)
+def _layer(weights: Mapping[str, torch.Tensor], number: int) -> _Layer:
+    def part(name: str) -> _Linear:
+        return _Linear(weights[f"layers.{number}.{name}.weight"], weights.get(f"layers.{number}.{name}.bias"))
 
-        def stack(names: list[str], rows: list[int], columns: int, biased: bool) -> _Linear:
-            weights, biases = (
-                [f"{at}.{name}.weight" for name in names],
-                [f"{at}.{name}.bias" for name in names],
-            )
-            return _Linear(
-                checkpoint.stacked(weights, [(count, columns) for count in rows], self._dtype),
-                checkpoint.stacked(biases, [(count,) for count in rows], self._dtype) if biased else None,
-            )
-
-        queries, keys = config.heads * head, config.kv_heads * head
-        attention, mlp = config.attention_bias, config.mlp_bias
-        return _Layer(
-            input_norm=norm("input_layernorm"),
-            qkv=stack(
-                ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-                [queries, keys, keys],
-                hidden,
-                attention,
-            ),
-            output=stack(["self_attn.o_proj"], [hidden], queries, attention),
-            post_norm=norm("post_attention_layernorm"),
-            gate_up=stack(["mlp.gate_proj", "mlp.up_proj"], [inner, inner], hidden, mlp),
-            down=stack(["mlp.down_proj"], [hidden], inner, mlp),
-        )
+    return _Layer(
+        input_norm=weights[f"layers.{number}.input_norm"],
+        qkv=part("qkv"),
+        output=part("output"),
+        post_norm=weights[f"layers.{number}.post_norm"],
+        gate_up=part("gate_up"),
+        down=part("down"),
+    )

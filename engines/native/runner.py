@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import time
 from pathlib import Path
 
 import msgspec
@@ -13,12 +15,15 @@ from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import (
     KV_EVENTS,
     PRIORITIES,
+    SLEEP,
     BlockEvent,
     EngineError,
     EngineInfo,
     Output,
     ReportProgress,
     SequenceRequest,
+    SleepReport,
+    WakeReport,
 )
 from engines.native.attention import KvCache, make_batch
 from engines.native.blocks import BlockPool
@@ -27,7 +32,7 @@ from engines.native.model import Llama
 from engines.native.sampler import sample
 from engines.native.scheduler import Scheduler, Work
 from engines.native.sequence import Sequence
-from engines.native.weights import Checkpoint
+from engines.native.shared import SharedWeights, kept_dtype, private_weights
 
 _WARM_UP_PROMPT = 32
 
@@ -48,24 +53,20 @@ class Runner:
     """
 
     def __init__(self, spec: WorkerSpec, progress: ReportProgress) -> None:
-        options = read_options(spec.options, spec.max_batch)
+        self._options = read_options(spec.options, spec.max_batch)
         config = read_config(Path(spec.model.path))
         torch.set_num_threads(spec.threads)
-        checkpoint = Checkpoint(Path(spec.model.path))
-        dtype = _compute_dtype(options.dtype, checkpoint.dtype)
-        checkpoint.page_in(progress)
+        model = Path(spec.model.path)
+        dtype = _compute_dtype(self._options.dtype, kept_dtype(model))
+        self._spec = spec
         self._block_size = spec.model.block_size
         self._dtype = dtype
         self._config = config
-        self._model = Llama(config, checkpoint, dtype)
-        self._cache = _make_cache(config, spec, dtype)
-        self._pool = BlockPool(self._cache.blocks)
-        self._scheduler = Scheduler(
-            self._pool,
-            block_size=self._block_size,
-            max_batch=spec.max_batch,
-            max_batch_tokens=options.max_batch_tokens,
-        )
+        self._shared = SharedWeights(spec, config, dtype) if spec.gms else None
+        weights = self._shared.open(progress) if self._shared else private_weights(model, config, dtype, progress)
+        self._model = Llama(config, weights, dtype)
+        self._asleep = False
+        self._make_room_for_kv()
         pool_tokens = self._pool.total * self._block_size
         self._context = min(spec.model.context_length, config.context_length, pool_tokens)
         self._sequences: dict[int, Sequence] = {}
@@ -85,7 +86,7 @@ class Runner:
             kv_blocks_total=self._pool.total,
             kv_dtype=str(self._dtype).removeprefix("torch."),
             context_length=self._context,
-            capabilities=(KV_EVENTS, PRIORITIES),
+            capabilities=(KV_EVENTS, PRIORITIES, *((SLEEP,) if self._shared else ())),
             versions={"torch": str(torch.__version__)},
         )
 
@@ -118,6 +119,56 @@ class Runner:
             self._pool.check_idle()
         self._steps += 1
         return StepResult(tuple(outputs), tuple(self._pool.take_events()), self.figures)
+
+    def sleep(self) -> SleepReport:
+        """Give back the KV pool and unmap the weights; nothing may be computed until `wake`.
+
+        Raises:
+            EngineError: the weights are the process's own, or can't be unmapped.
+        """
+        if self._shared is None:
+            raise EngineError("these weights are the process's own: they can't be given back")
+        began = time.monotonic()
+        kv_bytes = self._cache.resident_bytes
+        weights_bytes = self._shared.unmap()
+        unmapped = time.monotonic()
+        self._asleep = True
+        self._cache.close()
+        ctypes.CDLL(None).malloc_trim(0)
+        return SleepReport(kv_bytes, weights_bytes, {"unmap": unmapped - began, "kv": time.monotonic() - unmapped})
+
+    def wake(self, deadline_s: float) -> WakeReport:
+        """The same weights at the same addresses, and an empty pool.
+
+        Raises:
+            EngineError: still asleep; for good if the weights have changed.
+        """
+        assert self._shared is not None, "only shared weights are given back"
+        phases = self._shared.remap(deadline_s)
+        began = time.monotonic()
+        try:
+            self._make_room_for_kv()
+        except (OSError, EngineError) as error:
+            self._shared.unmap()
+            raise EngineError(f"no memory for KV: {error}") from error
+        self._asleep = False
+        phases["kv"] = time.monotonic() - began
+        return WakeReport(phases)
+
+    def close(self) -> None:
+        """Let go of the service's lock."""
+        if self._shared is not None:
+            self._shared.close()
+
+    def _make_room_for_kv(self) -> None:
+        self._cache = _make_cache(self._config, self._spec, self._dtype)
+        self._pool = BlockPool(self._cache.blocks)
+        self._scheduler = Scheduler(
+            self._pool,
+            block_size=self._block_size,
+            max_batch=self._spec.max_batch,
+            max_batch_tokens=self._options.max_batch_tokens,
+        )
 
     def _compute(self, works: list[Work]) -> list[Output]:
         batch, sampling = make_batch(works, self._block_size, self._dtype)
@@ -162,8 +213,8 @@ class Runner:
             kv_blocks_total=self._pool.total,
             kv_blocks_used=self._pool.held,
             kv_blocks_cached=self._pool.idle,
-            weights_bytes=self._model.bytes,
-            kv_bytes=self._cache.bytes,
+            weights_bytes=0 if self._asleep else self._model.bytes,
+            kv_bytes=0 if self._asleep else self._cache.bytes,
             prompt_tokens=self._prompt_tokens,
             cached_tokens=self._cached_tokens,
             output_tokens=self._output_tokens,

@@ -85,6 +85,21 @@ class Checkpoint:
             raise _damaged(f"{name} of {self._model} has shape {list(place.shape)}, not {list(shape)}")
         return _view(place.file, place, place.shape).to(dtype)
 
+    def source(self, name: str, shape: Sequence[int]) -> torch.Tensor:
+        """A view of the file, in the dtype that it is kept in.
+
+        Raises:
+            EngineError: no such tensor, or one of another shape.
+        """
+        return self.tensor(name, shape, self._place(name).dtype)
+
+    def close(self) -> None:
+        """Unmap the files; no view of them may be left."""
+        self._places.clear()
+        for file in self._files:
+            file.close()
+        self._files.clear()
+
     def stacked(self, names: Sequence[str], shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> torch.Tensor:
         """Tensors joined along their first dimension: a view where the file has them side by side, else a
         copy.
