@@ -75,6 +75,16 @@ class Home:
     state: Path
     cache: Path
 
+    @property
+    def snapshots(self) -> Path:
+        """Sleeping weights, a directory a run dir."""
+        return self.cache / "snapshots"
+
+
+def snapshots_dir(run: RunDir, where: Home) -> Path:
+    """Where weights that sleep on disk lie while the box in `run` lives. Boxes with one home don't mix."""
+    return where.snapshots / run.key
+
 
 def run_dir() -> RunDir:
     explicit = os.environ.get("DYNBOX_RUN_DIR")

@@ -262,4 +262,6 @@ def _listed(path: Path, shipped: bool, environ: Environ[str, str]) -> ListedProf
 
 def resolved(profile: Profile) -> dict[str, object]:
     """Every setting as it counts, defaults included: bytes and seconds as numbers."""
-    return profile.model_dump(mode="json", exclude_none=True)
+    served = tuple(model.model_copy(update={"sleep": profile.sleep_of(model)}) for model in profile.served)
+    as_counted = {"model": served[0]} if profile.model else {"models": served}
+    return profile.model_copy(update=as_counted).model_dump(mode="json", exclude_none=True)

@@ -84,7 +84,13 @@ def _without(tree: Tree, unknown: list[Location], at: Location = ()) -> Tree:
     return tree
 
 
+_RENAMED = {"after_idle": "idle_ttl", "weights_to": "keep"}
+"""Keys of `sleep` that older profiles have, and what they are called now."""
+
+
 def _unknown_key(location: Location) -> str:
+    if location[-2:-1] == ("sleep",) and location[-1] in _RENAMED:
+        return f'unknown key "{location[-1]}"; did you mean "{_RENAMED[str(location[-1])]}"?'
     known = _fields_at(location[:-1])
     if not location[:-1]:
         known = ["extends", *known]

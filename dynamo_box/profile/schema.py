@@ -26,6 +26,8 @@ from dynamo_box.profile.units import DURATION_PATTERN, SIZE_PATTERN, parse_durat
 EngineName = Literal["native", "mock", "vllm", "sglang", "trtllm"]
 RouterMode = Literal["kv", "round-robin", "random"]
 CPU_ENGINES = frozenset({"native", "mock"})
+SLEEPLESS_ENGINES = frozenset({"mock"})
+"""To put a model of theirs to sleep means to stop its workers."""
 
 Location = tuple[str | int, ...]
 
@@ -47,6 +49,14 @@ _DURATION_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string
 Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
 PositiveSize = Annotated[Size, Field(gt=0)]
 Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
+
+
+def _idle_ttl(value: object) -> object:
+    return None if value == "never" else parse_duration(value)
+
+
+_IDLE_TTL_SCHEMA = {"anyOf": [*_DURATION_SCHEMA["anyOf"], {"const": "never"}]}
+IdleTtl = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_idle_ttl), WithJsonSchema(_IDLE_TTL_SCHEMA)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -148,6 +158,26 @@ class Workers(Section):
         return tuple((role, workers) for role, workers in named if workers) or (("aggregated", RoleWorkers()),)
 
 
+class SleepPolicy(Section):
+    """When models sleep. What a model says of its own goes before what the box says, key by key."""
+
+    idle_ttl: IdleTtl = Field(
+        default=None, description="Put a model to sleep after so long without requests. Default: never."
+    )
+    pin: bool = Field(default=False, description="Never put it to sleep for want of requests or for another's sake.")
+    min_awake: Duration = Field(
+        default=0.0,
+        description="So long after waking it isn't put to sleep for want of requests or for another's sake.",
+    )
+    keep: Literal["device", "host", "disk"] = Field(default="host", description="Where the weights of a sleeper go.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> SleepPolicy:
+        if self.pin and self.idle_ttl is not None:
+            raise Impossible((("idle_ttl",), "a pinned model never sleeps by itself; take out idle_ttl or pin"))
+        return self
+
+
 class ServedModel(Section):
     """A model and the workers that serve it. A bare name stands for a model of the catalogue or the store."""
 
@@ -168,6 +198,7 @@ class ServedModel(Section):
         default=None, description="KV memory of each worker, over memory.kv_per_worker."
     )
     workers: Workers = Field(default=Workers(), description="Workers by role.")
+    sleep: SleepPolicy = Field(default=SleepPolicy(), description="Where this model differs from the box's `sleep`.")
 
     @property
     def origin(self) -> str:
@@ -202,6 +233,9 @@ class ServedModel(Section):
         if self.context_length is not None and self.context_length < self.block_size:
             text = f"a context of {self.context_length} tokens is shorter than a block of {self.block_size}"
             problems.append((("context_length",), text))
+        if self.engine in SLEEPLESS_ENGINES and "keep" in self.sleep.model_fields_set:
+            text = f"the {self.engine} engine can't sleep: its workers are stopped, which leaves nothing to keep"
+            problems.append((("sleep", "keep"), text))
         if problems:
             raise Impossible(*problems)
         return self
@@ -227,6 +261,13 @@ class FrontendSettings(Section):
     )
     max_body: PositiveSize = Field(default=8 * 1024 * 1024, description="Largest request body.")
     discovery_timeout: Duration = Field(default=10.0, description="Longest wait for a router or a worker to appear.")
+    max_waking: int = Field(
+        default=256,
+        ge=1,
+        le=1_000_000,
+        description="Requests that may wait for one sleeping model; one more gets a 503.",
+    )
+    wake_timeout: Duration = Field(default=120.0, gt=0, description="Longest wait of a request for a sleeping model.")
 
 
 class Tiers(Section):
@@ -250,13 +291,6 @@ class Memory(Section):
         if self.host is not None and self.cpu is not None and self.cpu > self.host:
             raise Impossible((("cpu",), "the cpu device's budget is part of memory.host, and larger than it"))
         return self
-
-
-class SleepPolicy(Section):
-    after_idle: Duration | None = Field(
-        default=None, gt=0, description="Put a model to sleep after so long without requests."
-    )
-    weights_to: Literal["device", "host", "disk"] = Field(default="host", description="Where its weights go.")
 
 
 class Restart(Section):
@@ -300,7 +334,9 @@ class Profile(Section):
     router: RouterSettings = RouterSettings()
     frontend: FrontendSettings = FrontendSettings()
     memory: Memory = Memory()
-    sleep: SleepPolicy = SleepPolicy()
+    sleep: SleepPolicy = Field(
+        default=SleepPolicy(), description="When models sleep, where they don't say it themselves."
+    )
     restart: Restart = Restart()
     drain: Duration = Field(default=30.0, description="Longest wait for running requests at the end.")
     simulate: Simulate | None = Field(
@@ -310,6 +346,13 @@ class Profile(Section):
     @property
     def served(self) -> tuple[ServedModel, ...]:
         return (self.model,) if self.model else self.models
+
+    def sleep_of(self, model: ServedModel) -> SleepPolicy:
+        """The box's policy with what the model says in its place. A model that is pinned doesn't inherit `idle_ttl`."""
+        own = {key: getattr(model.sleep, key) for key in model.sleep.model_fields_set}
+        if own.get("pin"):
+            own["idle_ttl"] = None
+        return self.sleep.model_copy(update=own)
 
     @model_validator(mode="after")
     def _possible(self) -> Profile:
@@ -323,9 +366,15 @@ class Profile(Section):
             if model.name in seen:
                 problems.append((("models", index, "name"), f'two models are called "{model.name}"'))
             seen.add(model.name)
+        for index, model in enumerate(self.served):
+            inherits_pin = self.sleep.pin and "pin" not in model.sleep.model_fields_set
+            if inherits_pin and model.sleep.idle_ttl is not None:
+                at: Location = ("model",) if self.model else ("models", index)
+                text = "the box's `sleep` pins every model; say pin: false beside this idle_ttl, or take it out"
+                problems.append(((*at, "sleep", "idle_ttl"), text))
         if self.simulate:
             for index, model in enumerate(self.served):
-                at: Location = ("model",) if self.model else ("models", index)
+                at = ("model",) if self.model else ("models", index)
                 if model.engine != "mock":
                     problems.append(((*at, "engine"), f"simulated devices carry the mock engine, not {model.engine}"))
         if problems:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from dynamo_box.errors import ExitCode, ProfileError
 from dynamo_box.profile.directories import profile_names, shipped_directory
 from dynamo_box.profile.json_schema import schema_text
-from dynamo_box.profile.load import list_profiles, load_profile, load_text, merge, profile_text
+from dynamo_box.profile.load import list_profiles, load_profile, load_text, merge, profile_text, resolved
 from dynamo_box.profile.schema import Profile
 from dynamo_box.profile.yaml_tree import Leaf, Mapping, Place, plain_data
 
-SHIPPED = ("llama70b-disagg", "mock-8gpu", "smollm2", "smollm2-duo")
+SHIPPED = ("llama70b-disagg", "mock-8gpu", "smollm2", "smollm2-duo", "two-models")
 
 
 @pytest.fixture
@@ -65,6 +65,16 @@ def test_smollm2_duo_has_two_workers_and_routes_by_kv() -> None:
     profile = load_profile("smollm2-duo", {})
     ((role, workers),) = profile.served[0].workers.roles
     assert (role, workers.replicas, profile.router.mode) == ("aggregated", 2, "kv")
+
+
+def test_two_models_are_one_model_in_two_dtypes_of_which_neither_is_pinned() -> None:
+    profile = load_profile("two-models", {})
+    assert [(model.name, model.origin, model.options.get("dtype")) for model in profile.served] == [
+        ("smollm2", "smollm2", None),
+        ("smollm2-bf16", "smollm2", "bfloat16"),
+    ]
+    assert [profile.sleep_of(model).keep for model in profile.served] == ["host", "host"]
+    assert not any(profile.sleep_of(model).pin for model in profile.served)
 
 
 def test_the_schema_file_is_current() -> None:
@@ -315,3 +325,51 @@ def test_merging_nothing_changes_nothing(one: Mapping) -> None:
 def test_a_profile_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Profile.model_validate({"model": {"name": "a"}}).name = "b"  # type: ignore[misc]
+
+
+# sleep
+
+
+def test_what_a_model_says_of_its_sleep_goes_before_what_the_box_says() -> None:
+    text = """
+models:
+  - {name: plain}
+  - {name: own, sleep: {idle_ttl: 90s, keep: disk}}
+  - {name: fixed, sleep: {pin: true}}
+  - {name: tireless, sleep: {idle_ttl: never}}
+sleep: {idle_ttl: 10m, min_awake: 5s, keep: device}
+"""
+    profile = load_text(text, "p.yaml", {})
+    plain, own, fixed, tireless = (profile.sleep_of(model) for model in profile.served)
+    assert (plain.idle_ttl, plain.pin, plain.min_awake, plain.keep) == (600, False, 5, "device")
+    assert (own.idle_ttl, own.pin, own.min_awake, own.keep) == (90, False, 5, "disk")
+    assert (fixed.idle_ttl, fixed.pin) == (None, True), "an exception needs no second key"
+    assert tireless.idle_ttl is None
+    shown = resolved(profile)["models"]
+    assert isinstance(shown, list) and shown[0]["sleep"]["min_awake"] == 5.0
+
+
+def test_a_pinned_box_lets_one_model_sleep_if_it_says_so() -> None:
+    text = "models: [{name: a}, {name: b, sleep: {pin: false, idle_ttl: 5m}}]\nsleep: {pin: true}"
+    profile = load_text(text, "p.yaml", {})
+    assert [profile.sleep_of(model).pin for model in profile.served] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("model: a\nsleep:\n  pin: true\n  idle_ttl: 5m", "p.yaml:4:13: a pinned model never sleeps by itself; take out idle_ttl or pin"),
+        ("model:\n  name: a\n  sleep:\n    pin: true\n    idle_ttl: 5m", "p.yaml:5:15: a pinned model never sleeps by itself; take out idle_ttl or pin"),
+        ("model:\n  name: a\n  sleep:\n    idle_ttl: 5m\nsleep: {pin: true}", "p.yaml:4:15: the box's `sleep` pins every model; say pin: false beside this idle_ttl, or take it out"),
+        ("model:\n  name: a\n  engine: mock\n  sleep: {keep: disk}", "p.yaml:4:17: the mock engine can't sleep: its workers are stopped, which leaves nothing to keep"),
+        ("model: a\nsleep: {idle_ttl: 0s}", 'p.yaml:2:19: "idle_ttl" must be above 0, not 0.0'),
+        ("model: a\nsleep: {idle_tl: 5m}", 'p.yaml:2:9: unknown key "idle_tl"; did you mean "idle_ttl"?'),
+        ("model: a\nsleep: {after_idle: 5m}", 'p.yaml:2:9: unknown key "after_idle"; did you mean "idle_ttl"?'),
+        ("model: {name: a, sleep: {weights_to: host}}", 'p.yaml:1:26: unknown key "weights_to"; did you mean "keep"?'),
+        ("model: a\nsleep: {keep: hots}", 'p.yaml:2:15: "keep" can\'t be "hots"; did you mean "host"?'),
+        ("model: a\nfrontend: {max_waking: 0}", 'p.yaml:2:24: "max_waking" must be at least 1, not 0'),
+        ("model: a\nfrontend: {wake_timeout: 0}", 'p.yaml:2:26: "wake_timeout" must be above 0, not 0.0'),
+    ],
+)  # fmt: skip
+def test_impossible_sleep_is_refused_at_its_line(text: str, problem: str) -> None:
+    assert refused(text) == [problem]
