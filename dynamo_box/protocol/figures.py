@@ -94,7 +94,8 @@ class Latency(msgspec.Struct, frozen=True):
 
 class FrontendFigures(msgspec.Struct, frozen=True, tag="frontend"):
     """`live` holds at most the 256 oldest live requests; `active` counts them all. `by_worker` is the latency of recent
-    requests by the worker that served them; `last_ended` is Unix time by model.
+    requests by the worker that served them; `last_ended` is Unix time by model; `waking` has the requests that wait for
+    their model to wake.
     """
 
     models: tuple[str, ...] = ()
@@ -109,6 +110,7 @@ class FrontendFigures(msgspec.Struct, frozen=True, tag="frontend"):
     live: tuple[RequestFigures, ...] = ()
     by_worker: dict[str, Latency] = {}
     last_ended: dict[str, float] = {}
+    waking: dict[str, int] = {}
 
 
 class LockHolder(msgspec.Struct, frozen=True):

@@ -110,7 +110,7 @@ def layouts_at(snapshot: BoxSnapshot, place: str) -> list[tuple[layouts.Held, in
         here += max(each.layout.host_bytes, 0) if place == HOST else 0
         if with_snapshots is not None and place == _disk_key(with_snapshots):
             here += max(each.layout.disk_bytes, 0)
-        if here or place == device and each.layout.readers:
+        if here or (place == device and each.layout.readers):
             found.append((each, here))
     return found
 

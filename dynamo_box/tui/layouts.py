@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from dynamo_box.protocol.figures import GmsFigures, LayoutFigures
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
+from dynamo_box.tui.text import one_line
 
 GMS = "gms"
 """The kind of the processes that hold layouts."""
@@ -63,3 +64,8 @@ def size(found: Iterable[Held]) -> int | None:
     """Bytes of the weights themselves, wherever they lie; None without any."""
     sizes = [each.layout.bytes for each in found if each.is_there]
     return sum(sizes) if sizes else None
+
+
+def whereabouts(place: str) -> str:
+    """A place of weights in words."""
+    return {"device": "on the device", "host": "in host memory", "disk": "on disk"}.get(place, f"at {one_line(place)}")

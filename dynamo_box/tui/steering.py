@@ -13,7 +13,7 @@ from dynamo_box.errors import BoxError
 from dynamo_box.paths import RunDir
 from dynamo_box.snapshot import BoxSnapshot
 from dynamo_box.tui import acts
-from dynamo_box.tui.acts import Order
+from dynamo_box.tui.acts import Order, Outcome
 from dynamo_box.tui.dialogs import Answer, QuestionDialog
 from dynamo_box.tui.model import Act, Tone
 from dynamo_box.tui.themes import Theme
@@ -26,13 +26,13 @@ Say = Callable[[str, Tone], None]
 class Answered(Message):
     """The box has said how an order went."""
 
-    def __init__(self, wanted: Order, text: str, *, ok: bool) -> None:
+    def __init__(self, wanted: Order, outcome: Outcome) -> None:
         super().__init__()
-        self.wanted, self.text, self.ok = wanted, text, ok
+        self.wanted, self.outcome = wanted, outcome
 
     @property
     def notice(self) -> tuple[str, Tone]:
-        return f"{self.wanted}: {self.text}", Tone.GOOD if self.ok else Tone.BAD
+        return f"{self.wanted}: {self.outcome.text}", self.outcome.tone
 
 
 class Steering:
@@ -56,6 +56,10 @@ class Steering:
             asked = f"How shall requests be routed? Now: {acts.router_mode(snapshot)}"
             dialog = QuestionDialog(act.title, asked, modes, look)
             self._ask(dialog, lambda mode: self._begin(replace(wanted, target=mode)))
+        elif act.kind == acts.SLEEP:
+            ways = _ways_to_sleep(wanted, snapshot)
+            dialog = QuestionDialog(act.title, acts.question(act, wanted.target), ways, look)
+            self._ask(dialog, lambda how: self._begin(_asleep(wanted, how)))
         elif act.question:
             answers = [Answer("n", "", "no"), Answer("y", "yes", f"yes, {act.title}")]
             dialog = QuestionDialog(act.title, acts.question(act, wanted.target), answers, look)
@@ -86,7 +90,33 @@ class Steering:
 
     def _run(self, wanted: Order) -> None:
         try:
-            answer = Answered(wanted, acts.carry_out(self._run_dir, wanted), ok=True)
+            outcome = acts.carry_out(self._run_dir, wanted)
         except BoxError as error:
-            answer = Answered(wanted, f"{error.what}; {error.remedy}" if error.remedy else error.what, ok=False)
-        self._app.post_message(answer)
+            outcome = Outcome(f"{error.what}; {error.remedy}" if error.remedy else error.what, Tone.BAD)
+        self._app.post_message(Answered(wanted, outcome))
+
+
+_AS_PROFILED, _FORCED = "as the profile says", "force"
+
+
+def _ways_to_sleep(wanted: Order, snapshot: BoxSnapshot) -> list[Answer]:
+    """No first, since what sleeps serves nobody."""
+    model = acts.model_of(wanted.target, snapshot)
+    keep = model.residency.keep if model is not None and model.residency is not None else "host"
+    titles = {
+        "device": "weights stay on the device; only the KV pool is freed",
+        "host": "weights to host memory",
+        "disk": "weights to disk",
+    }
+    return [
+        Answer("n", "", "no"),
+        Answer("y", _AS_PROFILED, f"yes, weights where the profile keeps them: {keep}"),
+        *(Answer(str(at), place, titles[place]) for at, place in enumerate(acts.PLACES, 1)),
+        Answer("c", _FORCED, f"yes ({keep}), and cancel what runs: its clients get an error"),
+    ]
+
+
+def _asleep(wanted: Order, how: str) -> Order:
+    """What an answer of `_ways_to_sleep` means."""
+    to = next((place for place in acts.PLACES if place == how), None)
+    return replace(wanted, to=to, force=how == _FORCED)

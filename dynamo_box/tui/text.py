@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
 from dynamo_box.tui.model import Span, Tone
-from dynamo_box.wording import printable
+from dynamo_box.wording import duration, printable
 
 ELLIPSIS = "…"
 _YEAR_9999 = 253_370_764_800
@@ -44,6 +45,16 @@ def one_line(text: str) -> str:
 def is_time(at: float) -> bool:
     """Whether this is a Unix time that a calendar can show; a recording may hold any number."""
     return 0 <= at < _YEAR_9999
+
+
+def span_of_time(seconds: float) -> str:
+    """What a step took: `0.4 ms`, `85 ms`, `1.24 s`, `3m12s`; `-` if it is no number."""
+    if not math.isfinite(seconds) or seconds >= 60:
+        return duration(seconds)
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    milliseconds = max(seconds * 1000, 0.0)
+    return f"{milliseconds:.{1 if milliseconds < 9.95 else 0}f} ms"
 
 
 def width_of(text: str) -> int:

@@ -20,7 +20,7 @@ from dynamo_box import wording
 from dynamo_box.protocol.figures import Quantiles, WorkerFigures
 from dynamo_box.snapshot import DeviceInfo, ProcessInfo
 from dynamo_box.tui.model import Cell, Column, Row, Span, Table, Tone
-from dynamo_box.tui.text import clip, fill, is_time, one_line, width_of
+from dynamo_box.tui.text import clip, fill, is_time, one_line, span_of_time, width_of
 
 ABSENT = Cell("-", Tone.DIM)
 DETAIL_WIDTH = 76
@@ -30,6 +30,10 @@ Line = tuple[Span, ...]
 
 STATE_TONES = {
     "ready": Tone.GOOD,
+    "awake": Tone.GOOD,
+    "asleep": Tone.ACCENT,
+    "falling_asleep": Tone.WARN,
+    "waking": Tone.WARN,
     "planned": Tone.DIM,
     "stopped": Tone.DIM,
     "starting": Tone.WARN,
@@ -128,6 +132,11 @@ def size_of(used: int | None, total: int | None, tone: Tone = Tone.PLAIN) -> Cel
 def seconds(value: float | None, tone: Tone = Tone.PLAIN) -> Cell:
     """A length of time, such as an uptime or an age: `3m12s`."""
     return Cell(wording.duration(max(value, 0.0)), tone, value) if _is_known(value) else ABSENT
+
+
+def took(value: float | None, tone: Tone = Tone.PLAIN) -> Cell:
+    """How long a step took: `85 ms`, `1.24 s`."""
+    return Cell(span_of_time(value), tone, value) if _is_known(value) else ABSENT
 
 
 def latency(quantiles: Quantiles | None) -> Cell:

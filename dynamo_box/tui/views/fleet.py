@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynamo_box.protocol.figures import FrontendFigures, Latency, RouterFigures, WorkerFigures
+from dynamo_box.protocol.figures import FrontendFigures, GmsFigures, Latency, RouterFigures, WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
 from dynamo_box.tui.model import Act, Column, Frame, Lines, Panel, Row, Table, Tone, View
 from dynamo_box.tui.views import cells, device_table, process_detail
@@ -17,7 +17,7 @@ _COLUMNS = (
     Column("role", "ROLE", keep=2, least=10, widest=12),
     Column("state", "STATE", least=16, widest=52, help="state, phase of the start and how far it is"),
     Column("device", "DEVICE", keep=14, least=14, widest=26),
-    cells.number_column("weights", "WEIGHTS", keep=9, help="bytes of weights, as the worker says"),
+    cells.number_column("weights", "WEIGHTS", keep=9, help="bytes of weights; what a gms holds, workers map"),
     cells.number_column(
         "kv", "KV", keep=10, help="KV pool in use by running requests, of all of it: bytes, else blocks"
     ),
@@ -61,7 +61,8 @@ def _processes(snapshot: BoxSnapshot) -> Table:
     latencies = _latencies(snapshot)
     rows = [_process_row(process, names, latencies.get(process.name)) for process in snapshot.processes]
     ready = sum(process.state == "ready" for process in snapshot.processes)
-    note = f"{ready} of {len(rows)} ready" if rows else ""
+    asleep = sum(process.state == "asleep" for process in snapshot.processes)
+    note = f"{ready} of {len(rows)} ready{f', {asleep} asleep' if asleep else ''}" if rows else ""
     return cells.table(PROCESSES, "Processes", _COLUMNS, rows, empty="The plan has no processes.", note=note)
 
 
@@ -90,6 +91,8 @@ def _process_row(process: ProcessInfo, device_names: Mapping[str, str], latency:
         case RouterFigures() as router:
             queue = cells.count(router.active_requests)
             hit = cells.percent(router.hit_rate)
+        case GmsFigures() as gms:
+            weights = cells.size(gms.device_bytes, Tone.WEIGHTS)
         case None:
             pass
     return Row(

@@ -1,15 +1,17 @@
-"""Where memory went: every device, the host and the disks, each as a bar, in exact bytes, and by process."""
+"""Where memory went: every device, the host and the disks, each as a bar, in exact bytes, and by process; and who maps
+the weights.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from dynamo_box import wording
-from dynamo_box.tui.accounting import DISK, Holding, Place, Region, held_by_purpose, holdings, places
+from dynamo_box.tui.accounting import DISK, Holding, Place, Region, held_by_purpose, holdings, layouts_at, places
 from dynamo_box.tui.host import HOST
 from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Span, Tone
 from dynamo_box.tui.text import fill, one_line, width_of
-from dynamo_box.tui.views import cells, charts
+from dynamo_box.tui.views import cells, charts, layout_table
 from dynamo_box.tui.views.cells import Line
 
 MAX_BARS = 12
@@ -31,7 +33,7 @@ _FILLS = {
 }
 
 _REGION_COLUMNS = (
-    (Region.WEIGHTS, "WEIGHTS", 9, "model weights"),
+    (Region.WEIGHTS, "WEIGHTS", 9, "model weights; what several processes map is there once"),
     (Region.USED, "KV USED", 10, "KV blocks that running sequences hold"),
     (Region.CACHED, "KV CACHED", 8, "KV blocks kept for reuse only"),
     (Region.POOL, "KV FREE", 2, "what the KV pool has left"),
@@ -62,11 +64,15 @@ class Memory:
         labels = _labels(frame, found)
         rows = [_row(place, labels[place.key]) for place in found]
         table = cells.table("places", "Bytes", _COLUMNS, rows, empty="Nothing is known of devices, host and disks.")
+        layouts = layout_table.table(frame)
+        tables = (table,) if layouts is None else (table, layouts)
         if not found:
-            return (table,)
-        return Lines("bars", "Memory", charts.clipped(_bars(found, labels, width), width)), table
+            return tables
+        return Lines("bars", "Memory", charts.clipped(_bars(found, labels, width), width)), *tables
 
     def detail(self, frame: Frame, panel: str, row: str) -> Lines | None:
+        if panel == layout_table.LAYOUTS:
+            return layout_table.detail(frame, row)
         found = places(frame.snapshot)
         place = next((place for place in found if place.key == row), None)
         if place is None:
@@ -75,6 +81,7 @@ class Memory:
             *cells.facts(_identity(place)),
             *cells.section("Regions", _regions(place)),
             *cells.section("Plan", _against_plan(place)),
+            *cells.section("Who maps what", layout_table.who_maps_what(layouts_at(frame.snapshot, place.key))),
             *cells.section("By process, as each says", _by_process(holdings(frame.snapshot, place.key))),
         ]
         return Lines("place", _labels(frame, found)[place.key], tuple(lines))

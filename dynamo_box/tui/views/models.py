@@ -8,22 +8,31 @@ from typing import NamedTuple
 from dynamo_box import wording
 from dynamo_box.protocol.figures import FrontendFigures, WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot, ModelInfo, ProcessInfo
+from dynamo_box.tui import layouts
+from dynamo_box.tui.layouts import Held
 from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Tone, View
 from dynamo_box.tui.text import one_line
-from dynamo_box.tui.views import cells
+from dynamo_box.tui.views import cells, layout_table, residence
 
 MODELS = "models"
 
 _COLUMNS = (
     Column("model", "MODEL", least=10, widest=40),
-    Column("state", "STATE", least=5, widest=16),
-    cells.number_column("workers", "WORKERS", help="ready, of all"),
+    Column("state", "STATE", least=18, widest=36, help="with the phase of going to sleep or waking, and since when"),
+    Column("place", "PLACE", keep=15, least=6, widest=8, help="where its weights are: device, host or disk"),
+    cells.number_column("workers", "WORKERS", keep=8, help="ready, of all"),
     Column("devices", "WEIGHTS ON", keep=2, least=8, widest=60, help="devices of the workers that hold weights"),
-    cells.number_column("weights", "WEIGHTS", keep=5, help="bytes of weights of all its workers together"),
-    cells.number_column("requests", "REQUESTS", help="running/waiting, of all its workers"),
-    cells.number_column("rate", "TOK/S", help="output tokens a second"),
+    cells.number_column("weights", "WEIGHTS", keep=9, help="bytes of weights: once if they are shared, else of all"),
+    cells.number_column("waiting", "WAITING", keep=14, help="requests that wait for it to wake"),
+    cells.number_column("requests", "REQUESTS", keep=13, help="running/waiting, of all its workers"),
+    cells.number_column("rate", "TOK/S", keep=12, help="output tokens a second"),
     cells.number_column("hit", "HIT", keep=4, help="share of prompt tokens that were cached, since the start"),
-    cells.number_column("idle", "IDLE", keep=3, help="since its last request ended"),
+    cells.number_column("idle", "IDLE", keep=7, help="since its last request ended"),
+    cells.number_column("woke", "LAST WAKE", keep=11, help="how long it took, from the request to serving"),
+    Column("policy", "KEEP", keep=10, least=4, widest=20, help="where it sleeps; pin: not by itself; ttl: when idle"),
+    cells.number_column("turns", "SLEEPS/WAKES", keep=5, help="of the wakes, cold ones are counted beside"),
+    cells.number_column("slept", "SLEPT", keep=6, help="in all"),
+    Column("note", "NOTE", keep=3, least=16, widest=80, help="why the last wake fell back to a cold start"),
     Column("path", "PATH", keep=1, least=12, widest=80),
 )
 
@@ -31,23 +40,36 @@ _COLUMNS = (
 class Models:
     name = "models"
     summary = "what is served, and where its weights are"
-    acts: tuple[Act, ...] = ()
+    acts: tuple[Act, ...] = (
+        Act("z", "sleep", "sleep", "Put {row} to sleep? It takes nothing new, finishes what runs, and frees memory."),
+        Act("w", "wake", "wake"),
+    )
 
     def panels(self, frame: Frame, width: int) -> tuple[Panel, ...]:
         snapshot = frame.snapshot
         names = cells.device_names(snapshot.devices)
-        rows = [_row(model, _service(model.name, snapshot.processes), names) for model in snapshot.models]
-        return (cells.table(MODELS, "Models", _COLUMNS, rows, empty="The box serves no model."),)
+        services = _services(snapshot)
+        rows = [_row(model, services[model.name], frame, names) for model in snapshot.models]
+        note = _note(snapshot.models)
+        return (cells.table(MODELS, "Models", _COLUMNS, rows, empty="The box serves no model.", note=note),)
 
     def detail(self, frame: Frame, panel: str, row: str) -> Lines | None:
         snapshot = frame.snapshot
         model = next((each for each in snapshot.models if each.name == row), None)
         if model is None:
             return None
-        service = _service(row, snapshot.processes)
+        service = _services(snapshot)[row]
         names = cells.device_names(snapshot.devices)
         workers = cells.facts((one_line(each.name), _worker(each, names)) for each in service.workers)
-        lines = [*cells.facts(_facts(model, service, snapshot, names)), *cells.section("Workers", workers)]
+        where = model.residency
+        lines = [
+            *cells.facts(_facts(model, service, frame, names)),
+            *cells.section("Sleep", cells.facts(residence.facts(model, snapshot, frame.now))),
+            *cells.section("Last wake, by phase", cells.facts(residence.phases(where.wake_phases) if where else ())),
+            *cells.section("Last sleep, by phase", cells.facts(residence.phases(where.sleep_phases) if where else ())),
+            *cells.section("Layouts", cells.facts(layout_table.mapping(snapshot, row))),
+            *cells.section("Workers", workers),
+        ]
         return Lines(MODELS, one_line(model.name), tuple(lines))
 
 
@@ -55,10 +77,11 @@ VIEW: View = Models()
 
 
 class _Service(NamedTuple):
-    """A model's workers, and what those of them report that report anything."""
+    """A model's workers, what those of them report that report anything, and the layouts that hold its weights."""
 
     workers: tuple[ProcessInfo, ...]
     figures: tuple[WorkerFigures, ...]
+    layouts: tuple[Held, ...]
 
     @property
     def holders(self) -> list[ProcessInfo]:
@@ -67,7 +90,9 @@ class _Service(NamedTuple):
 
     @property
     def weights_bytes(self) -> int | None:
-        return _sum(figures.weights_bytes for figures in self.figures)
+        """Once if they lie in layouts, else as many copies as there are workers."""
+        shared = layouts.size(self.layouts)
+        return _sum(figures.weights_bytes for figures in self.figures) if shared is None else shared
 
     @property
     def kv_bytes(self) -> int | None:
@@ -90,9 +115,30 @@ class _Service(NamedTuple):
         return cells.queue(running, sum(figures.waiting for figures in self.figures))
 
 
-def _service(model: str, processes: Iterable[ProcessInfo]) -> _Service:
-    workers = tuple(process for process in processes if process.model == model)
-    return _Service(workers, tuple(each.figures for each in workers if isinstance(each.figures, WorkerFigures)))
+def _services(snapshot: BoxSnapshot) -> dict[str, _Service]:
+    """By model, in one pass over the processes: there may be many of both."""
+    workers: dict[str, list[ProcessInfo]] = {model.name: [] for model in snapshot.models}
+    for process in snapshot.processes:
+        if process.model in workers:
+            workers[process.model].append(process)
+    stored: dict[str, list[Held]] = {}
+    for held in layouts.held(snapshot):
+        stored.setdefault(held.layout.name, []).append(held)
+    return {
+        model: _Service(
+            tuple(found),
+            tuple([each.figures for each in found if isinstance(each.figures, WorkerFigures)]),
+            tuple(stored.get(model, ())),
+        )
+        for model, found in workers.items()
+    }
+
+
+def _note(models: Iterable[ModelInfo]) -> str:
+    """How many sleep, where any can."""
+    known = [each.residency for each in models if each.residency is not None]
+    asleep = sum(each.state == "asleep" for each in known)
+    return f"{asleep} of {len(known)} asleep" if known else ""
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
@@ -105,19 +151,26 @@ def _weights(process: ProcessInfo) -> int | None:
     return process.figures.weights_bytes if isinstance(process.figures, WorkerFigures) else None
 
 
-def _row(model: ModelInfo, service: _Service, device_names: Mapping[str, str]) -> Row:
+def _row(model: ModelInfo, service: _Service, frame: Frame, device_names: Mapping[str, str]) -> Row:
     return Row(
         model.name,
         (
             cells.name(model.name),
-            cells.state(model.state),
+            residence.state(model, frame.now),
+            residence.place(model),
             _workers(model),
             _devices(service.holders, device_names),
             cells.size(service.weights_bytes, Tone.WEIGHTS),
+            residence.waiting(model.name, frame.snapshot),
             service.queue,
             cells.rate(service.tokens_per_s),
             cells.percent(service.hit_rate),
             _idle(model.idle_s),
+            residence.last_wake(model),
+            residence.policy(model),
+            residence.turns(model),
+            residence.slept(model, frame.now),
+            residence.note(model),
             cells.text(model.path, Tone.DIM),
         ),
     )
@@ -128,7 +181,8 @@ def _workers(model: ModelInfo) -> Cell:
     ready, total = model.workers_ready, model.workers_total
     if not total:
         return cells.ABSENT
-    tone = Tone.PLAIN if ready >= total else Tone.WARN if ready else Tone.BAD
+    sleeps = model.residency is not None and model.residency.state in ("asleep", "falling_asleep", "waking")
+    tone = Tone.PLAIN if ready >= total or sleeps else Tone.WARN if ready else Tone.BAD
     return Cell(f"{ready}/{total}", tone, ready)
 
 
@@ -143,11 +197,9 @@ def _idle(seconds: float | None) -> Cell:
     return Cell("in use", Tone.PLAIN, 0.0) if seconds == 0 else cells.seconds(seconds)
 
 
-def _facts(
-    model: ModelInfo, service: _Service, snapshot: BoxSnapshot, names: Mapping[str, str]
-) -> list[tuple[str, Cell]]:
+def _facts(model: ModelInfo, service: _Service, frame: Frame, names: Mapping[str, str]) -> list[tuple[str, Cell]]:
     return [
-        ("state", cells.state(model.state)),
+        ("state", residence.state(model, frame.now)),
         ("workers ready", _workers(model)),
         ("path", cells.text(model.path)),
         ("weights", cells.size(service.weights_bytes, Tone.WEIGHTS)),
@@ -159,7 +211,7 @@ def _facts(
         ("requests served", cells.count(_sum(figures.requests for figures in service.figures))),
         ("output tokens", cells.count(_sum(figures.output_tokens for figures in service.figures))),
         ("idle", _idle(model.idle_s)),
-        ("last request", _last_ended(model.name, snapshot)),
+        ("last request", _last_ended(model.name, frame.snapshot)),
     ]
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from dynamo_box.protocol.figures import Decision, FrontendFigures, Latency, RouterFigures, WorkerFigures
+from dynamo_box.protocol.figures import (
+    Decision,
+    FrontendFigures,
+    GmsFigures,
+    Latency,
+    LayoutFigures,
+    RouterFigures,
+    WorkerFigures,
+)
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
+from dynamo_box.tui import layouts
 from dynamo_box.tui.history import BUCKET_S, Bucket, History
 from dynamo_box.tui.model import Cell, Frame, Lines, Tone
 from dynamo_box.tui.text import one_line
-from dynamo_box.tui.views import cells
+from dynamo_box.tui.views import cells, layout_table
 
 KEY = "process"
 EVENTS_SHOWN = 8
@@ -23,6 +32,7 @@ def lines(process: ProcessInfo, frame: Frame) -> Lines:
         *cells.facts(_identity(process)),
         *cells.section("Memory", cells.facts(_memory(process))),
         *cells.section("Figures", cells.facts(_figures(process, frame))),
+        *cells.section("Layouts", cells.facts(_layouts(process) or _mapped(process, snapshot))),
         *cells.section(
             "Says of itself",
             cells.facts((one_line(key), cells.text(value)) for key, value in process.info.items()),
@@ -77,6 +87,8 @@ def _figures(process: ProcessInfo, frame: Frame) -> list[_Fact]:
             return _router(router)
         case FrontendFigures() as frontend:
             return _frontend(frontend)
+        case GmsFigures() as gms:
+            return _gms(gms)
         case None:
             return []
 
@@ -122,6 +134,40 @@ def _frontend(frontend: FrontendFigures) -> list[_Fact]:
         ("tokens/s", cells.rate(frontend.tokens_per_s)),
         *_latency(Latency(frontend.ttft, frontend.itl)),
     ]
+
+
+def _gms(gms: GmsFigures) -> list[_Fact]:
+    return [
+        ("on the device", cells.size_of(gms.device_bytes, gms.capacity_bytes, Tone.WEIGHTS)),
+        ("in host memory", cells.size_of(gms.host_bytes, gms.host_capacity_bytes, Tone.WEIGHTS)),
+        ("on disk", cells.size(gms.disk_bytes, Tone.WEIGHTS)),
+        ("requests", cells.count(gms.requests)),
+        ("refused", cells.count(gms.refused, Tone.WARN if gms.refused else Tone.PLAIN)),
+    ]
+
+
+def _layouts(process: ProcessInfo) -> list[_Fact]:
+    """What a gms holds, a line for each layout."""
+    if not isinstance(process.figures, GmsFigures):
+        return []
+    return [(one_line(each.name), layout_table.summary(each)) for each in process.figures.layouts]
+
+
+def _mapped(process: ProcessInfo, snapshot: BoxSnapshot) -> list[_Fact]:
+    """Layouts that the process holds a lock on, and which."""
+    return [
+        (one_line(each.layout.name), cells.text(f"{_access(each.layout, process.name)} of {each.service.name}"))
+        for each in layouts.held(snapshot)
+        if _access(each.layout, process.name)
+    ]
+
+
+def _access(layout: LayoutFigures, owner: str) -> str:
+    if any(holder.owner == owner for holder in layout.readers):
+        return "mapped, read-only, out"
+    if layout.writer is not None and layout.writer.owner == owner:
+        return "being written, out"
+    return "waited for, out" if any(holder.owner == owner for holder in layout.waiters) else ""
 
 
 def _latency(latency: Latency | None) -> list[_Fact]:
