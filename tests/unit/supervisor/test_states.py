@@ -87,7 +87,8 @@ def test_every_state_can_be_stopped_and_started_again() -> None:
         (State.PLANNED, State.READY),
         (State.FATAL, State.READY),
         (State.STOPPED, State.BACKOFF),
-        (State.DRAINING, State.READY),
+        (State.DRAINING, State.BACKOFF),
+        (State.ASLEEP, State.READY),
     ],
 )
 def test_there_is_no_other_way(old: State, new: State) -> None:
