@@ -1,14 +1,20 @@
 """Prometheus metrics under the names that Dynamo's dashboards know.
 
-`dynamo_component_*` is each worker as the frontend sees it.
+`dynamo_component_*` is each worker as the frontend sees it. `dynbox_*` is what those dashboards don't know: where
+models are, and who waits for them.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
+from dynamo_box.protocol.residency import ModelState, Residency
 from dynamo_box.protocol.route import Placed
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -17,6 +23,7 @@ _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 _MILLISECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 50, 100)
 _MODEL = ("model",)
 _WORKER = ("model", "worker")
+_PLACES = ("device", "host", "disk")
 
 
 class FrontendMetrics:
@@ -49,6 +56,26 @@ class FrontendMetrics:
         self.output_tokens = counter("frontend_output_tokens", "Generated tokens")
         self.migrations = counter("frontend_model_migration", "Requests placed again on another worker")
         self.rejections = counter("frontend_model_rejection", "Requests turned away for load")
+
+        self.residencies: tuple[Residency, ...] = ()
+        """Where every model is, as the supervisor last said."""
+        registry.register(_Residencies(self))
+        self.waking = Gauge(
+            "dynbox_frontend_waking_requests", "Requests that wait for their model to wake", _MODEL, registry=registry
+        )
+        self.wake_wait = Histogram(
+            "dynbox_frontend_wake_wait_seconds",
+            "How long requests waited for their model, which then woke",
+            _MODEL,
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.wake_refused = Counter(
+            "dynbox_frontend_wake_refused",
+            "Requests turned away since too many waited for their model",
+            _MODEL,
+            registry=registry,
+        )
 
         self.worker_inflight = gauge("component_inflight_requests", "Requests on this worker", _WORKER)
         self.worker_requests = counter("component_requests", "Requests that ended on this worker", _WORKER)
@@ -83,3 +110,57 @@ class FrontendMetrics:
         self._blocks[model] = (had, of)
         if of:
             self.hit_rate.labels(model).set(had / of)
+
+
+class _Residencies(Collector):
+    """The supervisor's word on each model, in metrics; its counters and clocks are the supervisor's, not kept here."""
+
+    def __init__(self, metrics: FrontendMetrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        models = self._metrics.residencies
+        if not models:
+            return
+        yield _one_hot("state", "1 for the state that the model is in", get_args(ModelState), models)
+        yield _one_hot("place", "1 for the place where the model's weights are", _PLACES, models)
+        yield from _values(models, time.time())
+        yield _phases("last_wake_seconds", "How long the last wake took, by phase", models, "wake_phases")
+        yield _phases("last_sleep_seconds", "How long the last falling asleep took, by phase", models, "sleep_phases")
+
+
+def _one_hot(field: str, text: str, values: Iterable[str], models: Iterable[Residency]) -> Metric:
+    family = GaugeMetricFamily(f"dynbox_model_{field}", text, labels=("model", field))
+    for value in values:
+        for each in models:
+            family.add_metric((each.model, value), getattr(each, field) == value)
+    return family
+
+
+def _values(models: tuple[Residency, ...], now: float) -> Iterator[Metric]:
+    def counter(name: str, text: str, field: str) -> Metric:
+        family = CounterMetricFamily(f"dynbox_model_{name}", text, labels=_MODEL)
+        for each in models:
+            family.add_metric((each.model,), getattr(each, field))
+        return family
+
+    yield counter("sleeps", "Completed sleeps", "sleeps")
+    yield counter("wakes", "Completed wakes", "wakes")
+    yield counter("cold_wakes", "Wakes that took a cold start", "cold_wakes")
+    yield counter("slept_seconds", "Time asleep, of all completed sleeps", "slept_s")
+    asleep = GaugeMetricFamily("dynbox_model_asleep_seconds", "Time asleep until now; 0 if it isn't", labels=_MODEL)
+    weights = GaugeMetricFamily("dynbox_model_weights_bytes", "Size of the model's weights", labels=_MODEL)
+    for each in models:
+        asleep.add_metric((each.model,), max(now - each.since, 0.0) if each.state == "asleep" else 0.0)
+        if each.weights_bytes is not None:
+            weights.add_metric((each.model,), each.weights_bytes)
+    yield asleep
+    yield weights
+
+
+def _phases(name: str, text: str, models: Iterable[Residency], field: str) -> Metric:
+    family = GaugeMetricFamily(f"dynbox_model_{name}", text, labels=("model", "phase"))
+    for each in models:
+        for phase, seconds in getattr(each, field).items():
+            family.add_metric((each.model, phase), seconds)
+    return family

@@ -24,6 +24,9 @@ detokenize.py      ids → text, never half a character
 stops.py           stop strings across token borders
 output.py          ids of one sequence → what a client may see, and why it ended
 stream.py          the JSON and SSE that carry it
+sleepers.py        models that sleep, and the requests that wait for them
+asking.py          what is asked of the supervisor, and its answers
+acts.py            sleep and wake as endpoints
 stats.py           figures for the supervisor, counts for metrics
 errors.py          OpenAI-shaped errors
 """

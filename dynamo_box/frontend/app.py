@@ -15,26 +15,37 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from dynamo_box.frontend import errors
+from dynamo_box.frontend.acts import Act
 from dynamo_box.frontend.errors import ApiError
 from dynamo_box.frontend.generation import Generation
 from dynamo_box.frontend.guard import LoopbackOnly
 from dynamo_box.frontend.intake import read_chat, read_completion
 from dynamo_box.frontend.serving import Serving
+from dynamo_box.protocol.residency import Residency
 
 
 def make_app(serving: Serving) -> ASGIApp:
     def models(_: Request) -> Response:
-        return _json({"object": "list", "data": [_model(name) for name in serving.models]})
+        return _json({"object": "list", "data": [described(name) for name in serving.listed]})
 
     def model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name not in serving.models:
-            raise errors.unknown_model(name, serving.models)
-        return _json(_model(name))
+        if name not in serving.listed:
+            raise errors.unknown_model(name, serving.listed)
+        return _json(described(name))
+
+    def described(name: str) -> dict[str, Any]:
+        return _model(name, serving.sleepers.residency(name))
 
     def health(_: Request) -> Response:
         reasons = serving.unhealthy()
-        body = {"status": "unhealthy" if reasons else "healthy", "reasons": reasons, "models": serving.models}
+        body: dict[str, Any] = {
+            "status": "unhealthy" if reasons else "healthy",
+            "reasons": reasons,
+            "models": serving.models,
+        }
+        if serving.sleeping:
+            body["sleeping"] = serving.sleeping
         return _json(body, 503 if reasons else 200)
 
     def live(_: Request) -> Response:
@@ -42,13 +53,15 @@ def make_app(serving: Serving) -> ASGIApp:
 
     def metrics(_: Request) -> Response:
         known = [(name, worker) for name in serving.tokenizers for worker in serving.workers.names_of(name)]
-        serving.stats.refresh_gauges(serving.tokenizers, known)
+        serving.stats.refresh_gauges(serving.tokenizers, known, serving.sleepers.residencies)
         return Response(generate_latest(serving.stats.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     routes = [
         Route("/v1/chat/completions", Generation(serving, "chat_completions", read_chat), methods=["POST"]),
         Route("/v1/completions", Generation(serving, "completions", read_completion), methods=["POST"]),
         Route("/v1/models", _on_loop(models)),
+        Route("/v1/models/{name}/sleep", Act(serving, "sleep")),
+        Route("/v1/models/{name}/wake", Act(serving, "wake")),
         Route("/v1/models/{name:path}", _on_loop(model)),
         Route("/health", _on_loop(health)),
         Route("/live", _on_loop(live)),
@@ -89,5 +102,8 @@ def _failed(error: ApiError, headers: dict[str, str] | None = None) -> Response:
     return Response(error.body(), error.status, headers, media_type="application/json")
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "dynamo_box"}
+def _model(name: str, residency: Residency | None) -> dict[str, Any]:
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "dynamo_box"}
+    if residency is not None:
+        model |= {"state": residency.state, "place": residency.place}
+    return model

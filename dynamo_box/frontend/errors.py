@@ -10,11 +10,15 @@ ApiError
 ├── internal                                             500
 ├── worker_lost / worker_failed                          502
 ├── overloaded / unavailable / draining                  503 with Retry-After
-└── stalled                                              504
+├── too_many_waiting / wake_timed_out / wake_failed      503 with Retry-After
+├── held / put_to_sleep                                  503 that asks not to try again
+├── act_failed                                           409, 500, 503 or 504
+└── stalled / act_timed_out                              504
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 import msgspec
@@ -24,10 +28,19 @@ STOPPING = "this frontend is stopping or restarting"
 
 
 class ApiError(Exception):
-    """A failed request. `param` is the field at fault, if one is."""
+    """A failed request. `param` is the field at fault, if one is. With `again` false the same would happen again, and
+    clients that try failed requests of this status again by themselves are told not to.
+    """
 
     def __init__(
-        self, status: int, message: str, *, kind: str, param: str | None = None, code: str | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str,
+        param: str | None = None,
+        code: str | None = None,
+        again: bool = True,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -35,10 +48,11 @@ class ApiError(Exception):
         self.kind = kind
         self.param = param
         self.code = code
+        self.again = again
 
     @property
     def retry_after_s(self) -> int | None:
-        return RETRY_AFTER_S if self.status == 503 else None
+        return RETRY_AFTER_S if self.status == 503 and self.again else None
 
     def body(self) -> bytes:
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
@@ -68,10 +82,13 @@ def forbidden(message: str) -> ApiError:
 
 
 def unknown_model(name: str, known: Iterable[str]) -> ApiError:
-    there = ", ".join(sorted(known)) or "none"
+    names = sorted(known)
+    there = ", ".join(names) or "none"
+    near = difflib.get_close_matches(name, names, n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
     return ApiError(
         404,
-        f"the model {name!r} does not exist here; models: {there}",
+        f"the model {name!r} does not exist here{meant}; models: {there}",
         kind="invalid_request_error",
         param="model",
         code="model_not_found",
@@ -126,6 +143,47 @@ def overloaded(limit: int) -> ApiError:
 
 def unavailable(message: str) -> ApiError:
     return ApiError(503, message, kind="service_unavailable_error", code="unavailable")
+
+
+def too_many_waiting(model: str, limit: int) -> ApiError:
+    message = f"{limit} requests wait for {model} to wake, which is this server's limit; try again"
+    return ApiError(503, message, kind="overloaded_error", code="overloaded")
+
+
+def wake_timed_out(model: str, seconds: float, doing: str) -> ApiError:
+    message = f"{model} did not wake within {seconds:g} s ({doing}); try again"
+    return ApiError(503, message, kind="service_unavailable_error", code="wake_timeout")
+
+
+def wake_failed(model: str, reason: str) -> ApiError:
+    message = f"{model} sleeps and can't be woken: {reason}"
+    return ApiError(503, message, kind="service_unavailable_error", code="wake_failed")
+
+
+def held(model: str) -> ApiError:
+    message = f"{model} is held asleep, so requests don't wake it; `dynbox wake {model}` does"
+    return ApiError(503, message, kind="service_unavailable_error", code="model_held", again=False)
+
+
+def put_to_sleep(reason: str) -> ApiError:
+    """`reason` is the worker's, and begins with "cancelled:"."""
+    return ApiError(503, reason, kind="service_unavailable_error", code="cancelled", again=False)
+
+
+def too_many_acts(limit: int) -> ApiError:
+    message = f"{limit} sleeps and wakes are under way, which is this server's limit; try again"
+    return ApiError(503, message, kind="overloaded_error", code="overloaded")
+
+
+def act_timed_out(act: str, model: str, seconds: float) -> ApiError:
+    message = f"no word within {seconds:g} s of how the {act} of {model} ended; it may go on, see `dynbox ps`"
+    return ApiError(504, message, kind="server_error", code="timeout")
+
+
+def act_failed(status: int, message: str) -> ApiError:
+    kinds = {409: "conflict_error", 503: "service_unavailable_error"}
+    codes = {409: "conflict", 503: "unavailable", 504: "timeout"}
+    return ApiError(status, message, kind=kinds.get(status, "server_error"), code=codes.get(status, "failed"))
 
 
 def draining() -> ApiError:

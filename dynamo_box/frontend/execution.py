@@ -11,6 +11,7 @@ from dynamo_box.frontend.intake import Task
 from dynamo_box.frontend.preprocess import Prompt
 from dynamo_box.frontend.requests import LiveRequest
 from dynamo_box.frontend.routing import Lease, RouterClient, RouterGone
+from dynamo_box.frontend.sleepers import Sleepers
 from dynamo_box.frontend.workers import WorkerConnection, WorkerLost, Workers, WorkerSequence
 from dynamo_box.log import get_logger
 from dynamo_box.metrics import FrontendMetrics
@@ -24,6 +25,14 @@ CONNECTION_WAIT_S = 2.0
 """The router may learn of a worker a moment before this process has connected to it."""
 
 ASK_AGAIN_S = 0.1
+FIRST_ASK_AGAIN_S = 0.005
+"""A router that has no worker for a model looks for one at once and needs a moment to connect."""
+
+GOES_TO_SLEEP = "worker is going to sleep"
+"""So a worker refuses what was placed on it just before."""
+
+CANCELLED = "cancelled:"
+"""So begins the error of what a person ended; nobody tries it again."""
 
 SHORTEST_ANSWER_WAIT_S = 1.0
 """Asked at the very deadline, a router that lives still gets to say why it has no place."""
@@ -31,6 +40,10 @@ SHORTEST_ANSWER_WAIT_S = 1.0
 ROUTER_SILENT = "the router doesn't answer; see `dynbox ps`"
 
 log = get_logger()
+
+
+class FellAsleep(WorkerLost):
+    """The model went to sleep before this request had its turn."""
 
 
 class Execution:
@@ -46,6 +59,7 @@ class Execution:
         *,
         router: RouterClient,
         workers: Workers,
+        sleepers: Sleepers,
         metrics: FrontendMetrics,
         discovery_timeout_s: float,
     ) -> None:
@@ -54,6 +68,7 @@ class Execution:
         self._live = live
         self._router = router
         self._workers = workers
+        self._sleepers = sleepers
         self._metrics = metrics
         self._discovery_timeout_s = discovery_timeout_s
         self._lease: Lease | None = None
@@ -74,7 +89,8 @@ class Execution:
                 if delta.finish == "error":
                     self._judge(delta)
             except WorkerLost as error:
-                self._give_up_on_worker(error)
+                if not await self._slept(error):
+                    self._give_up_on_worker(error)
                 continue
             self._note(delta)
             return delta
@@ -86,6 +102,21 @@ class Execution:
         if self._lease is not None:
             self._lease.release()
             self._lease = None
+
+    async def _slept(self, error: WorkerLost) -> bool:
+        """Was the worker lost to sleep, with nothing said yet? Then the request has waited until it is awake."""
+        stats = self._live.stats
+        if stats.first_token is not None:
+            return False
+        fell_asleep = isinstance(error, FellAsleep) and await self._sleepers.wait_for_sleep(stats.model)
+        if not fell_asleep and not self._sleepers.is_sleeping(stats.model):
+            return False
+        log.info("model fell asleep", request_id=stats.request_id, worker=stats.worker, reason=str(error))
+        self.close()
+        stats.unplaced()
+        await self._sleepers.wait_until_awake(self._live)
+        self._lost.clear()
+        return True
 
     async def _start(self) -> WorkerSequence:
         stats = self._live.stats
@@ -124,6 +155,10 @@ class Execution:
         stats = self._live.stats
         if delta.rejected:
             raise errors.invalid_request(delta.error)
+        if delta.error.startswith(CANCELLED):
+            raise errors.put_to_sleep(delta.error)
+        if delta.error.startswith(GOES_TO_SLEEP):
+            raise FellAsleep(delta.error)
         if stats.first_token is None:
             raise WorkerLost(delta.error)
         raise errors.worker_failed(stats.worker or "", delta.error)
@@ -144,6 +179,7 @@ class Execution:
         deadline = time.monotonic() + CONNECTION_WAIT_S
         while (connection := self._workers.connection(worker)) is None:
             left_s = deadline - time.monotonic()
+            self._require_awake()
             if left_s <= 0:
                 raise WorkerLost("it can't be reached")
             await self._workers.wait_for_change(left_s)
@@ -161,7 +197,9 @@ class Execution:
         )
         began = time.monotonic()
         deadline = began + self._discovery_timeout_s
+        pause_s = FIRST_ASK_AGAIN_S
         while True:
+            self._require_awake()
             left_s = deadline - time.monotonic()
             try:
                 async with asyncio.timeout(max(left_s, SHORTEST_ANSWER_WAIT_S)):
@@ -182,9 +220,24 @@ class Execution:
                     round_trip_ms=(time.monotonic() - began) * 1000,
                 )
                 return reply
-            if reply.code != "no_workers" or left_s <= 0:
+            if left_s <= 0 or not self._may_come(reply):
                 raise _refusal(reply, self._task)
-            await self._workers.wait_for_change(min(left_s, ASK_AGAIN_S))
+            await self._workers.wait_for_change(min(left_s, pause_s))
+            pause_s = min(2 * pause_s, ASK_AGAIN_S)
+
+    def _require_awake(self) -> None:
+        """
+        Raises:
+            FellAsleep: there is no use in waiting for a worker.
+        """
+        if self._sleepers.is_sleeping(self._task.model):
+            raise FellAsleep("the model went to sleep")
+
+    def _may_come(self, reply: Unplaced) -> bool:
+        """May the router find what it lacks now? The worker that is asked for, if it is announced, in a moment."""
+        if reply.code == "pinned_worker_gone":
+            return self._task.pin in self._workers.names
+        return reply.code == "no_workers"
 
 
 def _refusal(reply: Unplaced, task: Task) -> ApiError:

@@ -109,7 +109,7 @@ class Generation:
 
     async def _generate(self, task: Task, live: LiveRequest, reply: Reply) -> None:
         serving = self._serving
-        instance = await serving.instance_of(task)
+        instance = await serving.instance_of(task, live)
         tokenizer = serving.tokenizers[task.model]
         prompt = await prepare(task, tokenizer, instance, serving.context_length(instance))
         stats = live.stats
@@ -118,6 +118,7 @@ class Generation:
         writer = Writer(reply.request_id, task.model, task.chat)
         execution = serving.execution(task, prompt, live)
         pieces: list[str] = []
+        opened = False
         try:
             while output.finish is None:
                 text = output.feed(await execution.next())
@@ -125,8 +126,10 @@ class Generation:
                     pieces.append(text)
                     continue
                 data = writer.text(text) if text else b""
-                if not reply.started:
-                    await reply.start(200, EVENTS, stats.worker)
+                if not opened:
+                    opened = True
+                    if not reply.started:
+                        await reply.start(200, EVENTS, stats.worker)
                     data = writer.opening() + data
                 if data:
                     await reply.send(data)

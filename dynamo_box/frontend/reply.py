@@ -44,6 +44,12 @@ class Reply:
         self.sending = False
         self.finished = not more
 
+    async def comment(self, text: str) -> None:
+        """One that a client of the stream passes over, as a sign of life; it begins the stream."""
+        if not self.started:
+            await self.start(200, EVENTS, None)
+        await self.send(stream.comment(text))
+
     async def whole(self, body: bytes, worker: str | None) -> None:
         await self.start(200, (JSON, (b"content-length", b"%d" % len(body))), worker)
         await self.send(body, more=False)
@@ -64,6 +70,8 @@ class Reply:
         headers = [JSON, (b"content-length", b"%d" % len(body))]
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        if not error.again:
+            headers.append((b"x-should-retry", b"false"))  # OpenAI's clients heed it
         if error.status in (413, 503):
             headers.append((b"connection", b"close"))
         await self.start(error.status, headers, None)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dynamo_box.frontend import errors
 from dynamo_box.frontend.errors import ApiError
 from dynamo_box.frontend.reply import Reply
-from dynamo_box.frontend.stats import RequestStats, Stats
+from dynamo_box.frontend.stats import WAKING, RequestStats, Stats
 
 STALL_CHECK_S = 1.0
 FIRST_TOKEN_PATIENCE = 5.0
@@ -24,7 +24,16 @@ FIRST_TOKEN_PATIENCE = 5.0
 class LiveRequest:
     """One request, run by the task that made this object."""
 
-    __slots__ = ("_reason", "_reply", "_task", "last_step", "stats", "worker_last_step")
+    __slots__ = (
+        "_reason",
+        "_reply",
+        "_task",
+        "last_step",
+        "stats",
+        "waited_for_wake_s",
+        "wakes",
+        "worker_last_step",
+    )
 
     def __init__(self, stats: RequestStats, reply: Reply) -> None:
         task = asyncio.current_task()
@@ -35,6 +44,14 @@ class LiveRequest:
         self.stats = stats
         self.last_step = time.monotonic()
         self.worker_last_step: Callable[[], float] | None = None
+        self.wakes = 0
+        """How often it has waited for its model to wake, and `waited_for_wake_s` how long in all."""
+        self.waited_for_wake_s = 0.0
+
+    async def sign_of_life(self, text: str) -> None:
+        """Tell a client that reads a stream what its request waits for."""
+        if self.stats.streamed:
+            await self._reply.comment(text)
 
     def interrupt(self, reason: ApiError) -> None:
         """End the request with `reason`; the first one counts."""
@@ -55,6 +72,8 @@ class LiveRequest:
             return None
         if self._reply.sending:
             return errors.slow_client(limit_s)
+        if self.stats.phase == WAKING:
+            return None
         waits_its_turn = (
             self.stats.first_token is None
             and self.worker_last_step is not None

@@ -46,6 +46,8 @@ class FrontendProcess:
         self._serving: Serving | None = None
         self._server: Server | None = None
         self._started = False
+        self._residencies: status.Residencies | None = None
+        """News that came before there was somebody to tell."""
 
     async def run(self, status_socket: socket.socket) -> int:
         """The exit status."""
@@ -56,6 +58,7 @@ class FrontendProcess:
         if self._server is not None and self._serving is not None:
             self._serving.requests.draining = True
             self._serving.requests.interrupt_all(errors.draining())
+            self._serving.asking.close()
             await self._server.stop()
         for task in self._tasks:
             task.cancel()
@@ -82,6 +85,13 @@ class FrontendProcess:
                 channel.send(status.Answer(number, f"the frontend has no setting {key!r}"))
             case status.CancelRequest(id=number, request_id=request_id):
                 channel.send(self._cancel(number, request_id))
+            case status.Residencies():
+                self._residencies = order
+                if self._serving is not None:
+                    self._serving.sleepers.update(order.models)
+            case status.Told():
+                if self._serving is not None:
+                    self._serving.asking.told(order)
 
     def _on_supervisor_gone(self, _channel: StatusChannel, _reason: Exception | None) -> None:
         self._end(0)
@@ -120,7 +130,9 @@ class FrontendProcess:
         for model in spec.models:
             self._status.send(status.Starting(f"tokenizer of {model.name}"))
             tokenizers[model.name] = await asyncio.to_thread(ModelTokenizer, Path(model.path))
-        serving = self._serving = Serving(spec, RunDir(Path(spec.run_dir)), tokenizers)
+        serving = self._serving = Serving(spec, RunDir(Path(spec.run_dir)), tokenizers, self._status.send)
+        if self._residencies is not None:
+            serving.sleepers.update(self._residencies.models)
         self._spawn(serving.router.run())
         self._spawn(serving.workers.run())
         self._spawn(serving.requests.watch_for_stalls())
@@ -134,7 +146,7 @@ class FrontendProcess:
     async def _report(self, serving: Serving) -> None:
         told, told_at = None, 0.0
         while True:
-            figures = serving.stats.figures(serving.models, serving.workers.names)
+            figures = serving.stats.figures(serving.models, serving.workers.names, serving.sleepers.waiting)
             now = self._loop.time()
             if figures != told or now + REPORT_S >= told_at + SIGN_OF_LIFE_S:
                 self._status.send(status.Report(figures))

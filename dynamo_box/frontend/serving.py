@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 
 from dynamo_box.discovery.instances import Instance
 from dynamo_box.frontend import errors
+from dynamo_box.frontend.asking import Asking
 from dynamo_box.frontend.execution import Execution
 from dynamo_box.frontend.intake import Task
 from dynamo_box.frontend.preprocess import Prompt
 from dynamo_box.frontend.requests import LiveRequest, Requests
 from dynamo_box.frontend.routing import RouterClient
+from dynamo_box.frontend.sleepers import Sleepers
 from dynamo_box.frontend.stats import Stats
 from dynamo_box.frontend.tokenizer import ModelTokenizer
 from dynamo_box.frontend.workers import Workers
 from dynamo_box.paths import RunDir
+from dynamo_box.protocol.residency import Residency
 from dynamo_box.protocol.spec import FrontendSpec
+from dynamo_box.protocol.status import ChildMessage
 
 
 class Serving:
-    def __init__(self, spec: FrontendSpec, run_dir: RunDir, tokenizers: dict[str, ModelTokenizer]) -> None:
+    """`tell` takes messages for the supervisor."""
+
+    def __init__(
+        self,
+        spec: FrontendSpec,
+        run_dir: RunDir,
+        tokenizers: dict[str, ModelTokenizer],
+        tell: Callable[[ChildMessage], None],
+    ) -> None:
         self.spec = spec
         self.tokenizers = tokenizers
         self.router = RouterClient(run_dir.router_socket)
         self.workers = Workers(run_dir.instances)
         self.stats = Stats()
         self.requests = Requests(self.stats, max_live=spec.max_queue, stall_limit_s=spec.stall_limit_s)
+        self.asking = Asking(tell)
+        self.sleepers = Sleepers(
+            self.asking,
+            self.stats.metrics,
+            max_waking=spec.max_waking,
+            wake_timeout_s=spec.wake_timeout_s,
+            on_change=self._on_residencies,
+        )
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -33,9 +54,19 @@ class Serving:
         served = self.workers.served_models if self.router.connected.is_set() else set()
         return tuple(model.name for model in self.spec.models if model.name in served)
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """Those that can answer now, or once they have woken."""
+        served = self.models
+        return tuple(name for name in self.tokenizers if name in served or self.sleepers.is_sleeping(name))
+
+    @property
+    def sleeping(self) -> tuple[str, ...]:
+        return tuple(name for name in self.tokenizers if self.sleepers.is_sleeping(name))
+
     def unhealthy(self) -> list[str]:
-        """Why this server can't answer for all its models; nothing when it can."""
-        served = self.workers.served_models
+        """Why this server can't answer for all its models; nothing when it can. A model that sleeps is no reason."""
+        served = {*self.workers.served_models, *self.sleeping}
         reasons = [f"no worker serves {model.name}" for model in self.spec.models if model.name not in served]
         if not self.router.connected.is_set():
             reasons.append("the router is not connected")
@@ -51,25 +82,49 @@ class Serving:
         if name not in self.tokenizers:
             raise errors.unknown_model(name, self.tokenizers)
 
-    async def instance_of(self, task: Task) -> Instance:
-        """Any worker of the model, waiting for one for a bounded time.
+    async def instance_of(self, task: Task, live: LiveRequest) -> Instance:
+        """Any worker of the model, waiting for one for a bounded time, and before that for the model to wake.
 
         Raises:
             ApiError: none came (503), or the request is pinned to one that there isn't (400).
         """
-        deadline = time.monotonic() + self.spec.discovery_timeout_s
-        while (instance := self.workers.instance_of(task.model)) is None:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise errors.unavailable(f"no worker serves {task.model} now; see `dynbox ps`")
-            await self.workers.wait_for_change(left_s)
-        there = self.workers.names_of(task.model)
+        instance = None
+        while instance is None:
+            await self.sleepers.wait_until_awake(live)
+            instance = await self._discover(task.model)
+        there = self.workers.announced(task.model)
         if task.pin is not None and task.pin not in there:
             raise errors.invalid_request(
                 f"'nvext.backend_instance_id' names {task.pin!r}, but {task.model} has {', '.join(there)}",
                 "nvext.backend_instance_id",
             )
         return instance
+
+    async def _discover(self, model: str) -> Instance | None:
+        """Any worker of the model; None if the model falls asleep meanwhile.
+
+        Raises:
+            ApiError: none came in time (503).
+        """
+        deadline = time.monotonic() + self.spec.discovery_timeout_s
+        while not self.sleepers.is_sleeping(model):
+            instance = self.workers.instance_of(model)
+            if instance is not None:
+                return instance
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                residency = self.sleepers.residency(model)
+                note = f" ({residency.note})" if residency is not None and residency.note else ""
+                raise errors.unavailable(f"no worker serves {model} now{note}; see `dynbox ps`")
+            await self.workers.wait_for_change(left_s)
+        return None
+
+    def _on_residencies(self, residencies: Iterable[Residency]) -> None:
+        """Models that have just woken have announced their workers: they are looked for at once."""
+        served = self.workers.served_models
+        if any(each.state == "awake" and each.model not in served for each in residencies):
+            self.workers.look_again()
+        self.workers.note_change()
 
     def context_length(self, instance: Instance) -> int:
         """Tokens of prompt and answer together: what both the plan and the worker allow."""
@@ -83,6 +138,7 @@ class Serving:
             live,
             router=self.router,
             workers=self.workers,
+            sleepers=self.sleepers,
             metrics=self.stats.metrics,
             discovery_timeout_s=self.spec.discovery_timeout_s,
         )

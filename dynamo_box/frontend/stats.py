@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from dynamo_box import __version__
 from dynamo_box.metrics import FrontendMetrics
 from dynamo_box.protocol.figures import FrontendFigures, Latency, Quantiles, RequestFigures
+from dynamo_box.protocol.residency import Residency
 
 WINDOW = 1024
 WORKER_WINDOW = 256
@@ -16,6 +17,8 @@ BY_WORKER_EVERY_S = 1.0
 """Quantiles of 64 workers take a millisecond to work out, so that is done less often than reports are due."""
 MAX_LIVE_REPORTED = 256
 CLIENT_GONE = 499
+WAKING = "waking"
+"""The phase of a request whose model sleeps."""
 
 
 class RequestStats:
@@ -46,6 +49,11 @@ class RequestStats:
         """It goes to this worker; latencies count as that worker's from now on."""
         self.worker, self.phase = worker, "prefill"
         self._recent = self._totals.recent_of(worker)
+
+    def unplaced(self) -> None:
+        """Its worker took nothing of it on: it is as new."""
+        self.worker, self.phase = None, "queued"
+        self._recent = self._totals.unplaced
 
     def token(self, count: int, now: float) -> None:
         """Note `count` tokens of one step."""
@@ -152,18 +160,22 @@ class Stats:
         self._ttft.append(seconds)
         self.metrics.ttft.labels(model).observe(seconds)
 
-    def refresh_gauges(self, models: Iterable[str], workers: Iterable[tuple[str, str]]) -> None:
+    def refresh_gauges(
+        self, models: Iterable[str], workers: Iterable[tuple[str, str]], residencies: tuple[Residency, ...] = ()
+    ) -> None:
         """Gauges that are cheaper counted when asked than kept all the time; `workers` are (model, worker)."""
         live = list(self._live)
         for model in models:
             of_model = [request for request in live if request.model == model]
             self.metrics.active.labels(model).set(len(of_model))
             self.metrics.inflight.labels(model).set(sum(each.worker is not None for each in of_model))
+            self.metrics.waking.labels(model).set(sum(each.phase == WAKING for each in of_model))
             self.metrics.queued.labels(model).set(sum(each.first_token is None for each in of_model))
         on_worker = Counter((request.model, request.worker) for request in live if request.worker is not None)
         self.metrics.worker_inflight.clear()  # a worker that is gone has no last value
         for model, worker in {*workers, *on_worker}:
             self.metrics.worker_inflight.labels(model, worker).set(on_worker[model, worker])
+        self.metrics.residencies = residencies
 
     def recent_of(self, worker: str) -> _Recent:
         return self._recent.setdefault(worker, _Recent())
@@ -177,8 +189,12 @@ class Stats:
             self._by_worker = {name: recent.latency() for name, recent in self._recent.items()}
         return self._by_worker
 
-    def figures(self, models: tuple[str, ...], workers: Collection[str]) -> FrontendFigures:
-        """`models` and `workers` are those that there are now. Tokens a second since the last call."""
+    def figures(
+        self, models: tuple[str, ...], workers: Collection[str], waking: dict[str, int] | None = None
+    ) -> FrontendFigures:
+        """`models` and `workers` are those that there are now; `waking` counts who waits for a model to wake. Tokens a
+        second since the last call.
+        """
         now = time.monotonic()
         elapsed = now - self._rate_at
         rate = (self.output_tokens - self._rate_tokens) / elapsed if elapsed > 0 else 0.0
@@ -197,6 +213,7 @@ class Stats:
             live=tuple(request.figures() for request in live),
             by_worker=self._latencies(workers, now),
             last_ended=dict(self._last_ended),
+            waking=waking or {},
         )
 
 

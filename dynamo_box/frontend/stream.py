@@ -90,6 +90,11 @@ class Writer:
         return _encode(body)
 
 
+def comment(text: str) -> bytes:
+    """Not an event: clients pass over it."""
+    return b": " + " ".join(text.split()).encode() + b"\n\n"
+
+
 def failure(error: ApiError) -> bytes:
     """An error in mid-stream; the stream ends after it, without [DONE]."""
     return b"data: " + error.body() + b"\n\n"

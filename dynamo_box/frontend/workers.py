@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from dynamo_box.discovery.instances import Instance
+from dynamo_box.discovery.instances import Instance, read_instances
 from dynamo_box.discovery.watch import watch_instances
 from dynamo_box.frontend.reconnect import keep_connected
 from dynamo_box.log import get_logger
@@ -175,6 +175,10 @@ class Workers:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def look_again(self) -> None:
+        """Read the directory now: something is known to have been announced."""
+        self._follow(read_instances(self._directory))
+
     def _follow(self, instances: dict[str, Instance]) -> None:
         for name, connection in list(self._current.items()):
             if instances.get(name) != connection.instance:
@@ -208,6 +212,10 @@ class Workers:
     def instance_of(self, model: str) -> Instance | None:
         """Any connected instance of a model: they share all that the block hash is taken over."""
         return next((each for each in self._connected() if each.model == model), None)
+
+    def announced(self, model: str) -> list[str]:
+        """The names of a model's workers, connected or not yet."""
+        return sorted(name for name, each in self._current.items() if each.instance.model == model)
 
     @property
     def names(self) -> frozenset[str]:

@@ -30,12 +30,19 @@ log = get_logger()
 
 
 class Frontends:
-    """`on_release` is called whenever leases have ended."""
+    """`on_release` is called whenever leases have ended, `on_nobody` when a request found no worker."""
 
-    def __init__(self, placement: Placement, slices: Slices, on_release: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        slices: Slices,
+        on_release: Callable[[], None],
+        on_nobody: Callable[[], None],
+    ) -> None:
         self._placement = placement
         self._slices = slices
         self._on_release = on_release
+        self._on_nobody = on_nobody
         self._numbers = itertools.count()
         self._open: dict[FrontendChannel, int] = {}
         self._server: asyncio.Server | None = None
@@ -94,6 +101,8 @@ class Frontends:
         channel.send(reply)
         if isinstance(reply, Unplaced):
             log.info("not placed", request_id=place.request_id, code=reply.code, reason=reply.reason)
+            if reply.code in ("no_workers", "pinned_worker_gone"):
+                self._on_nobody()
         else:
             log.debug("placed", request_id=place.request_id, reason=reply.reason)
 

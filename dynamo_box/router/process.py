@@ -66,7 +66,7 @@ class RouterProcess:
             self._keep(self._loop.create_task(self._drain(message.deadline_s)))
         elif isinstance(message, status.Set):
             channel.send(self._set(message))
-        else:
+        elif isinstance(message, status.CancelRequest):
             channel.send(status.Answer(message.id, error="the router runs no requests; the frontend does"))
 
     def _on_supervisor_gone(self, _channel: StatusChannel, reason: Exception | None) -> None:

@@ -24,6 +24,8 @@ from dynamo_box.router.workers import Workers
 
 TICK_S = 0.25
 TELL_AT_LEAST_EVERY_S = 2.0
+LOOK_AGAIN_S = 0.01
+"""Requests that find no worker have the instance directory read at most this often."""
 
 Tell = Callable[[status.ChildMessage], None]
 
@@ -44,10 +46,11 @@ class Router:
         self._placement = _placement(spec)
         self._slices = Slices()
         self._workers = Workers(self._placement, self._slices, self._notify)
-        self._frontends = Frontends(self._placement, self._slices, self._on_release)
+        self._frontends = Frontends(self._placement, self._slices, self._on_release, self._look_again)
         self._drained = asyncio.Event()
         self._told: RouterFigures | None = None
         self._told_at = 0.0
+        self._looked_at = 0.0
         self._ticker: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
@@ -109,6 +112,13 @@ class Router:
         if figures != self._told or now >= self._told_at + TELL_AT_LEAST_EVERY_S:
             self._told, self._told_at = figures, now
             self._tell(status.Report(figures))
+
+    def _look_again(self) -> None:
+        """A worker may have come a moment ago, as when its model has woken; the watch needs some 20 ms to notice."""
+        now = self._loop.time()
+        if now >= self._looked_at + LOOK_AGAIN_S:
+            self._looked_at = now
+            self._workers.update(read_instances(self._run_dir.instances))
 
     def _on_release(self) -> None:
         if self._frontends.draining:
