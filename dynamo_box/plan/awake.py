@@ -75,6 +75,9 @@ def make_room(wanted: Standing, others: Sequence[Standing], capacity: Mapping[st
     held = {one.name: _held(one) for one in others}
     if not (short := _shortage(wanted, held, capacity)):
         return Room()
+    pinned = {one.name: _held(one) for one in others if one.pin}
+    if hopeless := _shortage(wanted, pinned, capacity):
+        return Room(missing=_explain(wanted, others, hopeless, capacity))
     steps: list[Step] = []
     soonest: float | None = None
     candidates = [one for one in others if one.state == "awake" and not one.pin and _shares(one, wanted)]
