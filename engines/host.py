@@ -4,6 +4,8 @@
     shell_requests.py  peers' connections and the sequences in flight
     shell_events.py    numbered KV events, dumps and load for the router
     shell_announce.py  the instance file by which router and frontend find the worker
+    shell_canary.py    a prompt whose answer must not change
+    shell_sleep.py     giving memory back and taking it again, with the process alive
 
 A worker ends in one way only: somebody resolves its `Ending` (the first one counts), and `_shut_down` carries
 it out. Those who may: the supervisor (Stop, Drain, or its end of the socket closing), SIGTERM, and the engine
@@ -35,8 +37,10 @@ from dynamo_box.protocol.spec import WorkerSpec
 from engines import log as engine_log
 from engines.contract import BlockEvent, Engine, EngineError, EngineInfo, Output
 from engines.shell_announce import Announcement, describe
+from engines.shell_canary import Canary
 from engines.shell_events import EventFeed, TampersWithEvents
 from engines.shell_requests import PeerConnection, Requests
+from engines.shell_sleep import SleepCycle
 from engines.shell_status import FIGURES_INTERVAL_S, FiguresReport, StartProgress
 
 CLIENTS_FLUSH_S = 1.0
@@ -88,6 +92,8 @@ class Worker:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._engine_started = False
+        self._canary = Canary(engine)
+        self._sleep: SleepCycle | None = None
         self._serving = False
         self._draining = False
         self._drain_timer: asyncio.TimerHandle | None = None
@@ -118,12 +124,23 @@ class Worker:
     def step(self, outputs: Sequence[Output], events: Sequence[BlockEvent] = ()) -> None:
         if events:
             self._feed.publish(events)
+        outputs = self._canary.take(outputs)
         if outputs:
             self._requests.deliver(outputs)
         self._feed.load_may_have_changed()
 
     def fatal(self, cause: str) -> None:
         self._end(Ending(1, f"the engine failed: {cause}", status.Failed(cause)))
+
+    # what it lends to sleep and wake
+
+    def send(self, message: status.ChildMessage) -> None:
+        self._status.send(message)
+
+    @property
+    def ending(self) -> bool:
+        """Whether the process is on its way out."""
+        return self._draining or self._over.done()
 
     # start
 
@@ -154,6 +171,8 @@ class Worker:
             )
         if isinstance(self._engine, TampersWithEvents):
             self._feed.tamper = self._engine.tamper
+        sleep = SleepCycle(self, self._engine, info, self._requests, self._canary)
+        await sleep.remember()
         run_dir = RunDir(Path(spec.run_dir))
         self._socket_path = run_dir.worker_socket(spec.name)
         instance = describe(spec, info, self._socket_path)
@@ -162,8 +181,10 @@ class Worker:
             listening, lambda: PeerConnection(self._requests, self._feed).channel
         )
         self._announcement = Announcement(run_dir.instances, instance)
+        sleep.announcement = self._announcement
+        self._sleep = sleep
         self._serving = True
-        self._report = FiguresReport(self._status, self._engine.figures)
+        self._report = FiguresReport(self._status, self._canary.figures)
         self._status.send(status.Ready(_shown(info)))
         self._tick()
         log.info("ready", engine=spec.engine, kv_blocks=info.kv_blocks_total)
@@ -174,7 +195,7 @@ class Worker:
             self._report.tick(self._loop.time())
 
     def _load(self) -> Load:
-        figures = self._engine.figures()
+        figures = self._canary.figures()
         return Load(figures.running, figures.waiting, figures.kv_blocks_used, figures.kv_blocks_total)
 
     # the supervisor's commands
@@ -190,8 +211,23 @@ class Worker:
             self._drain(message.deadline_s)
         elif isinstance(message, status.Set):
             self._status.send(self._set_option(message))
-        else:
+        elif isinstance(message, status.Sleep | status.Wake):
+            self._sleep_or_wake(message)
+        elif isinstance(message, status.CancelRequest):
             self._status.send(self._cancel_request(message))
+        else:
+            log.warning("a message that is not for a worker was ignored", kind=type(message).__name__)
+
+    def _sleep_or_wake(self, message: status.Sleep | status.Wake) -> None:
+        answer = status.Slept if isinstance(message, status.Sleep) else status.Woken
+        if self._draining:
+            self._status.send(answer(message.id, error="the worker is draining"))
+        elif self._sleep is None:
+            self._status.send(answer(message.id, error="the worker is not ready yet"))
+        elif isinstance(message, status.Sleep):
+            self._sleep.sleep(message)
+        else:
+            self._sleep.wake(message)
 
     def _take_spec(self, message: status.Start) -> None:
         if self._spec.done():
@@ -231,6 +267,8 @@ class Worker:
         deadline_s = min(max(0.0, deadline_s), LONGEST_DRAIN_S)
         ending = Ending(0, "worker is draining")
         self._draining = True
+        if self._sleep is not None:
+            self._sleep.abandon()
         if self._announcement is not None:
             self._announcement.withdraw()
         self._requests.refuse_new(ending.told)
@@ -253,6 +291,8 @@ class Worker:
     async def _shut_down(self, ending: Ending) -> None:
         faulthandler.dump_traceback_later(EXIT_WATCHDOG_S, exit=True)
         self._draining = False
+        if self._sleep is not None:
+            self._sleep.abandon()
         if ending.failed is not None:
             self._status.send(ending.failed)
         if self._announcement is not None:

@@ -1,4 +1,4 @@
-"""A worker's instance file, from the moment it can answer until it drains."""
+"""A worker's instance file: there while the worker can answer, and neither before nor while it sleeps or drains."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ class Announcement:
     """Keeps the file there: a worker that serves must be found, whoever removed its file."""
 
     def __init__(self, directory: Path, instance: Instance) -> None:
-        """Write it.
-
-        Raises:
-            OSError: it can't be written.
-        """
         self._directory = directory
         self._instance = instance
         self._loop = asyncio.get_running_loop()
-        announce(directory, instance)
         self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)
+        self.renew()
 
     def withdraw(self) -> None:
-        """Remove the file, for good."""
+        """Remove the file, for good or until `renew`."""
         self._timer.cancel()
         try:
             withdraw(self._directory, self._instance.name)
         except OSError as error:
             log.error("the instance file can't be removed", error=str(error))
+
+    def renew(self) -> None:
+        """Write it again after `withdraw`.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        self._timer.cancel()
+        announce(self._directory, self._instance)
+        self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)
 
     def _check(self) -> None:
         self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)

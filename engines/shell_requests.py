@@ -7,6 +7,7 @@ dictionary look-up and one Delta an output, and one frame a connection and step;
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -108,6 +109,7 @@ class Requests:
         self._live: dict[int, _Sequence] = {}
         self._connections: set[PeerConnection] = set()
         self._refusal = ""
+        self._idle = asyncio.Event()
 
     @property
     def in_flight(self) -> int:
@@ -120,6 +122,22 @@ class Requests:
     def refuse_new(self, why: str) -> None:
         """From now on answer every Generate with an error that another worker may do better with."""
         self._refusal = why
+
+    def accept(self) -> None:
+        """The opposite of `refuse_new`."""
+        self._refusal = ""
+
+    async def idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is in flight; False if that takes longer."""
+        self._idle.clear()
+        if not self._live:
+            return True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return not self._live
+        return True
 
     def opened(self, connection: PeerConnection) -> Callable[[Channel[PeerMessage]], None]:
         return lambda _channel: self._connections.add(connection)
@@ -194,7 +212,24 @@ class Requests:
             connection.channel.send(Step(connection.deltas))
             connection.deltas = []
         if ended:
+            if not live:
+                self._idle.set()
             self._on_fall(len(live))
+
+    def cancel_all(self, why: str) -> None:
+        """Tell every client now that its sequence ends with the error `why`, and have the engine end them: they
+        count as in flight until it has.
+        """
+        for connection in self._connections:
+            streams, connection.streams = connection.streams, {}
+            if streams:
+                deltas = [Delta(stream, finish="error", error=why) for stream in streams]
+                connection.channel.send(Step(deltas))
+            for key in streams.values():
+                log.warning("request cut short", request_id=self._live[key].request_id, error=why)
+                self._live[key].connection = None
+        for key in list(self._live):
+            self._engine.cancel(key)
 
     def fail_all(self, error: str) -> None:
         """Tell every client that its sequence ends here, and forget them all: the process is about to
