@@ -13,12 +13,17 @@ from dynamo_box.protocol.figures import (
     Candidate,
     Decision,
     FrontendFigures,
+    GmsFigures,
     Latency,
+    LayoutEvent,
+    LayoutFigures,
+    LockHolder,
     Quantiles,
     RequestFigures,
     RouterFigures,
     WorkerFigures,
 )
+from dynamo_box.protocol.residency import Residency
 from dynamo_box.snapshot import (
     BoxInfo,
     BoxSnapshot,
@@ -126,6 +131,133 @@ def tiny() -> BoxSnapshot:
     )
 
 
+def shared() -> BoxSnapshot:
+    """Models on a cpu, their weights in layouts of one gms: `smollm2` awake with two workers that map it once, and of
+    four others one each that sleeps in host memory, sleeps on disk and is held, wakes, and falls asleep.
+    """
+    pair = tuple(_sharing(f"smollm2.aggregated.{number}", "smollm2", 4010 + 10 * number) for number in (0, 1))
+    coder = replace(_sharing("coder.aggregated.0", "coder", 4030), state="asleep", figures=WorkerFigures())
+    judge = replace(_sharing("judge.aggregated.0", "judge", 4040), state="asleep", figures=WorkerFigures())
+    guard = replace(
+        _sharing("guard.aggregated.0", "guard", 4050), state="waking", phase="populate", figures=WorkerFigures()
+    )
+    chat = replace(_sharing("chat.aggregated.0", "chat", 4060), state="draining", phase="1 in flight")
+    workers = (*pair, coder, judge, guard, chat)
+    kept = {"workers_total": 1, "workers_ready": 0}
+    models = (
+        ModelInfo(
+            "smollm2", "ready", "/models/smollm2", 2, 2, 0.0,
+            Residency("smollm2", "awake", "device", NOW - 610, keep="host", pin=True, weights_bytes=513 * MIB),
+        ),
+        ModelInfo(
+            "coder", "asleep", "/models/coder", **kept, idle_s=731.0,
+            residency=Residency(
+                "coder", "asleep", "host", NOW - 723, idle_ttl_s=300.0, weights_bytes=257 * MIB, sleeps=3, wakes=2,
+                slept_s=4000.0, sleep_phases={"drain": 0.002, "unmap": 0.001, "move": 0.11, "total": 0.113},
+                wake_phases={"attach": 0.001, "remap": 0.0004, "populate": 0.084, "kv": 0.012, "canary": 0.131,
+                             "register": 0.003, "total": 0.2314},
+            ),
+        ),
+        ModelInfo(
+            "judge", "asleep", "/models/judge", **kept, idle_s=90000.0,
+            residency=Residency("judge", "asleep", "disk", NOW - 86400, held=True, keep="disk", weights_bytes=257 * MIB,
+                                sleeps=1),
+        ),
+        ModelInfo(
+            "guard", "waking", "/models/guard", **kept, idle_s=41.0,
+            residency=Residency(
+                "guard", "waking", "host", NOW - 2.5, phase="populate", weights_bytes=513 * MIB, sleeps=12, wakes=11,
+                cold_wakes=1, slept_s=300.0, cold=True, wake_phases={"move": 0.2, "load": 3.1, "total": 3.44},
+                note="cold start: the snapshot of guard is damaged (shard 2)",
+            ),
+        ),
+        ModelInfo(
+            "chat", "falling_asleep", "/models/chat", workers_ready=1, workers_total=1, idle_s=0.0,
+            residency=Residency("chat", "falling_asleep", "device", NOW - 4, phase="drain", min_awake_s=5.0,
+                                idle_ttl_s=60.0, weights_bytes=257 * MIB, wakes=1, sleeps=1, slept_s=9.0,
+                                wake_phases={"canary": 0.1, "total": 0.19}),
+        ),
+    )  # fmt: skip
+    readers = tuple(LockHolder(worker.name, worker.pid or 0, "ro", NOW - 600) for worker in pair)
+    layouts = (
+        _layout("smollm2", "device", 513 * MIB, 1, readers=readers),
+        _layout("coder", "host", 257 * MIB, 2),
+        _layout("judge", "disk", 257 * MIB, 1),
+        _layout(
+            "guard", "host", 513 * MIB, 4, moving="device", device_bytes=513 * MIB, history=(),
+            waiters=(LockHolder("guard.aggregated.0", 4050, "ro", NOW - 2.4),),
+        ),
+        _layout("chat", "device", 257 * MIB, 1, readers=(LockHolder("chat.aggregated.0", 4060, "ro", NOW - 90),)),
+    )  # fmt: skip
+    gms = GmsFigures(
+        device="cpu", capacity_bytes=2 * GIB, device_bytes=1283 * MIB, host_capacity_bytes=4 * GIB,
+        host_bytes=770 * MIB, disk_bytes=257 * MIB, requests=431, refused=1, layouts=layouts,
+    )  # fmt: skip
+    service = replace(_process("gms@cpu", "gms", 4003, gms), device="cpu", rss_bytes=31 * MIB)
+    router = _process("router", "router", 4001, RouterFigures(workers=tuple(each.name for each in pair), routed=200))
+    frontend = _process(
+        "frontend",
+        "frontend",
+        4005,
+        FrontendFigures(
+            models=tuple(model.name for model in models),
+            active=3,
+            requests=200,
+            output_tokens=6400,
+            waking={"guard": 2},
+        ),
+    )
+    return BoxSnapshot(
+        box=_box("ready", "five-models"),
+        models=models,
+        processes=(service, router, *workers, frontend),
+        devices=(
+            DeviceInfo("host", "interpreters and libraries", "host", 16 * GIB, {"overhead": 656 * MIB}),
+            DeviceInfo("cpu", "An Ordinary CPU", "cpu", 16 * GIB, {"weights": 1283 * MIB, "KV": 720 * MIB}),
+        ),
+        events=(EventInfo(1, NOW - 3, "info", None, "guard is waking: a request asks for it"),),
+        at=NOW,
+        host=DeviceFigures(used_bytes=8 * GIB, box_bytes=4 * GIB, other_bytes=3 * GIB),
+        host_memory_bytes=16 * GIB,
+        disks=(DiskInfo("/", "models, logs", 200 * GIB, 120 * GIB, 3 * GIB),),
+    )
+
+
+def sleepers(models: int = 64) -> BoxSnapshot:
+    """As many models on one GPU whose gms has a layout for each: every fourth awake, the others asleep in turn on the
+    device, in host memory and on disk.
+    """
+    whole = busy(1)
+    places = ("device", "device", "host", "disk")
+    named = [(f"model-{number}", places[number % 4], number % 4 == 0) for number in range(models)]
+    device = whole.devices[0].id
+    workers = tuple(
+        replace(
+            _busy_worker(f"{name}.aggregated.0", name, 0),
+            state="ready" if awake else "asleep",
+            figures=WorkerFigures(weights_bytes=GIB if awake else 0, kv_bytes=GIB if awake else 0, kv_blocks_total=10),
+        )
+        for name, _, awake in named
+    )
+    layouts = tuple(
+        _layout(name, place, GIB, 1, readers=(LockHolder(f"{name}.aggregated.0", 1, "ro", NOW - 5),) * awake)
+        for name, place, awake in named
+    )
+    gms = GmsFigures(device=device, capacity_bytes=80 * GIB, device_bytes=models // 2 * GIB, layouts=layouts)
+    router, _, frontend = whole.processes
+    return replace(
+        whole,
+        models=tuple(
+            ModelInfo(
+                name, "ready" if awake else "asleep", f"/models/{name}", int(awake), 1, 5.0,
+                Residency(name, "awake" if awake else "asleep", place, NOW - number, weights_bytes=GIB),  # type: ignore[arg-type]
+            )
+            for number, (name, place, awake) in enumerate(named)
+        ),
+        processes=(replace(_process("gms@0", "gms", 3, gms), device=device), router, *workers, frontend),
+    )  # fmt: skip
+
+
 def degraded() -> BoxSnapshot:
     """The busy box in trouble: a worker loading, one in back-off, one given up, one draining, one without figures; a
     GPU with errors, one that can't be read; a box that is degraded, and the events that led there.
@@ -226,11 +358,25 @@ def hostile() -> BoxSnapshot:
     other = f"w\x1b[31m.{CONTROL}"
     request = RequestFigures(CONTROL, EMOJI, "decode", worker, NOW - 3, 100, 50, 7)
     candidates = (Candidate(worker, 3, 3.0, 7, 1.5), Candidate(other, 0, 6.0, 0, 6.0))
+    holder = LockHolder(CONTROL, -1, MARKUP, NOW - 3)
+    layout = LayoutFigures(
+        MARKUP, "\x1b[1m", CONTROL, -1, EMOJI, -5, -7, 9, 11, moving=MARKUP, writer=holder, readers=(holder,) * 3,
+        waiters=(holder,), history=(LayoutEvent(NOW - 5, CONTROL),),
+    )  # fmt: skip
+    gms = GmsFigures(EMOJI, -1, layouts=(layout, replace(layout, name=CONTROL), replace(layout, name="")))
+    residency = Residency(
+        MARKUP, "asleep", "host", NOW - 9, CONTROL, held=True, weights_bytes=-3, sleeps=-1, note=CONTROL,
+        sleep_phases={CONTROL: 0.1}, wake_phases={EMOJI: 0.2, "total": 0.3}, cold=True,
+    )  # fmt: skip
     decision = Decision(MARKUP, EMOJI, NOW - 1, "kv", worker, CONTROL, 6, candidates)
     return BoxSnapshot(
         box=replace(_box("degraded", MARKUP), cause=CONTROL),
-        models=(ModelInfo(EMOJI, "ready", f"/models/{CONTROL}", 1, 2, None), ModelInfo(MARKUP, "weird\x07")),
+        models=(
+            ModelInfo(EMOJI, "ready", f"/models/{CONTROL}", 1, 2, None, Residency(EMOJI, "waking", phase=CONTROL)),
+            ModelInfo(MARKUP, "weird\x07", residency=residency),
+        ),
         processes=(
+            replace(_process(f"gms@{CONTROL}", "gms", 9, gms), device=EMOJI),
             _process("router", "router", 1, RouterFigures(workers=(worker, other), decisions=(decision,))),
             replace(_busy_worker(worker, EMOJI, 0), cause=CONTROL, info={MARKUP: CONTROL, "": EMOJI}),
             replace(
@@ -267,6 +413,8 @@ def gaps() -> BoxSnapshot:
         box=_box("starting", ""),
         models=(ModelInfo("llama", "starting"),),
         processes=(
+            ProcessInfo("gms@cpu", "gms", None, None, "planned", "", None, 0, None, None),
+            replace(_process("gms@GPU-0", "gms", 6, GmsFigures("GPU-0", 0)), device="GPU-0"),
             ProcessInfo("router", "router", None, None, "planned", "", None, 0, None, None),
             ProcessInfo("llama.aggregated.0", "worker", "llama", None, "starting", "", None, 0, "GPU-0", None),
             ProcessInfo("llama.aggregated.1", "worker", "llama", "aggregated", "starting", "", 7, 0, None, None),
@@ -288,6 +436,8 @@ def all_kinds() -> dict[str, BoxSnapshot]:
     return {
         "busy": busy(),
         "tiny": tiny(),
+        "shared": shared(),
+        "sleepers": sleepers(),
         "degraded": degraded(),
         "crowded": crowded(),
         "hostile": hostile(),
@@ -329,7 +479,7 @@ def _box(state: str, profile: str) -> BoxInfo:
     )
 
 
-def _process(name: str, kind: str, pid: int, figures: RouterFigures | FrontendFigures) -> ProcessInfo:
+def _process(name: str, kind: str, pid: int, figures: RouterFigures | FrontendFigures | GmsFigures) -> ProcessInfo:
     return ProcessInfo(
         name=name,
         kind=kind,
@@ -345,6 +495,50 @@ def _process(name: str, kind: str, pid: int, figures: RouterFigures | FrontendFi
         uptime_s=3990.0,
         figures=figures,
     )
+
+
+def _sharing(name: str, model: str, pid: int) -> ProcessInfo:
+    """A worker on the cpu whose weights are mapped from a layout."""
+    size = 513 * MIB if model in ("smollm2", "guard") else 257 * MIB
+    figures = WorkerFigures(
+        running=1,
+        kv_blocks_total=512,
+        kv_blocks_used=40,
+        kv_blocks_cached=12,
+        weights_bytes=size,
+        kv_bytes=180 * MIB,
+        prompt_tokens=2200,
+        cached_tokens=400,
+        output_tokens=640,
+        requests=20,
+        tokens_per_s=24.0,
+    )
+    return ProcessInfo(
+        name=name,
+        kind="worker",
+        model=model,
+        role="aggregated",
+        state="ready",
+        phase="",
+        pid=pid,
+        guard_pid=pid - 1,
+        restarts=0,
+        device="cpu",
+        rss_bytes=1100 * MIB,
+        uptime_s=620.0,
+        figures=figures,
+    )
+
+
+def _layout(name: str, place: str, size: int, epoch: int, **more: Any) -> LayoutFigures:
+    """A committed one that is where it sleeps, or is mapped."""
+    given: dict[str, Any] = {
+        f"{place}_bytes": size,
+        "allocations": 12,
+        "entries": 272,
+        "history": (LayoutEvent(NOW - 600, f"epoch {epoch} committed"), LayoutEvent(NOW - 500, "1 reader")),
+    }
+    return LayoutFigures(name, "committed", place, epoch, "9f2c41d0a7b3e655", size, **(given | more))
 
 
 def _busy_worker(name: str, model: str, number: int) -> ProcessInfo:

@@ -21,15 +21,15 @@ _STATE_TONES = {"committed": Tone.GOOD, "writing": Tone.WARN, "empty": Tone.DIM}
 
 _COLUMNS = (
     Column("layout", "LAYOUT", least=8, widest=40, help="named as the model whose weights it holds"),
-    Column("device", "DEVICE", keep=3, least=6, widest=26),
-    Column("place", "PLACE", least=6, widest=16, help="where its bytes are: device, host or disk; → on the way there"),
-    Column("state", "STATE", keep=6, least=5, widest=12, help="writing: a new epoch is built"),
+    Column("device", "DEVICE", keep=6, least=6, widest=26),
+    Column("place", "PLACE", least=12, widest=16, help="where its bytes are: device, host or disk; → on the way there"),
+    Column("state", "STATE", keep=1, least=9, widest=12, help="writing: a new epoch is built"),
     cells.number_column("epoch", "EPOCH", keep=2, help="numbered: the next one is built beside it"),
     cells.number_column("bytes", "BYTES", keep=8),
-    cells.number_column("mapped", "READERS", keep=5, help="how many processes map it"),
-    Column("readers", "MAPPED BY", keep=7, least=12, widest=80, help="processes that map it, read-only"),
+    cells.number_column("mapped", "READERS", keep=3, help="how many processes map it"),
+    Column("readers", "MAPPED BY", keep=7, least=24, widest=80, help="processes that map it, read-only", tail=True),
     Column("writer", "WRITER", keep=4, least=10, widest=36, tail=True),
-    Column("waiters", "WAITERS", keep=9, least=12, widest=60, help="who waits for a lock, and since when"),
+    Column("waiters", "WAITERS", keep=9, least=22, widest=60, help="who waits for a lock, and since when"),
 )
 
 
@@ -118,11 +118,22 @@ def _row(each: Held, now: float, device: Cell) -> Row:
 
 
 def _names(holders: Sequence[LockHolder]) -> Cell:
-    """Who they are, each once; sorted by how many."""
+    """Who they are, each once, and names that differ at their end together: `llama.aggregated.{0,1}`."""
     owners = list(dict.fromkeys(holder.owner for holder in holders))
-    more = f" and {len(owners) - _NAMES_SHOWN} more" if len(owners) > _NAMES_SHOWN else ""
-    found = cells.text(", ".join(owners[:_NAMES_SHOWN]) + more)
-    return found._replace(sort=len(owners)) if owners else cells.ABSENT
+    families: dict[str, list[str]] = {}
+    for owner in owners[:_NAMES_SHOWN]:
+        stem, _, end = owner.rpartition(".")
+        families.setdefault(stem, []).append(end)
+    words = [_family(stem, ends) for stem, ends in families.items()]
+    if len(owners) > _NAMES_SHOWN:
+        words.append(f"{len(owners) - _NAMES_SHOWN} more")
+    return cells.text(", ".join(words))._replace(sort=len(owners)) if owners else cells.ABSENT
+
+
+def _family(stem: str, ends: Sequence[str]) -> str:
+    if not stem:
+        return ", ".join(ends)
+    return f"{stem}.{ends[0]}" if len(ends) == 1 else f"{stem}.{{{','.join(ends)}}}"
 
 
 def _waiters(waiters: Sequence[LockHolder], now: float) -> Cell:

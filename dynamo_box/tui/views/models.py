@@ -18,9 +18,9 @@ MODELS = "models"
 
 _COLUMNS = (
     Column("model", "MODEL", least=10, widest=40),
-    Column("state", "STATE", least=18, widest=36, help="with the phase of going to sleep or waking, and since when"),
+    Column("state", "STATE", least=24, widest=36, help="with the phase of going to sleep or waking, and since when"),
     Column("place", "PLACE", keep=15, least=6, widest=8, help="where its weights are: device, host or disk"),
-    cells.number_column("workers", "WORKERS", keep=8, help="ready, of all"),
+    cells.number_column("workers", "WORKERS", keep=10, help="ready, of all"),
     Column("devices", "WEIGHTS ON", keep=2, least=8, widest=60, help="devices of the workers that hold weights"),
     cells.number_column("weights", "WEIGHTS", keep=9, help="bytes of weights: once if they are shared, else of all"),
     cells.number_column("waiting", "WAITING", keep=14, help="requests that wait for it to wake"),
@@ -29,7 +29,9 @@ _COLUMNS = (
     cells.number_column("hit", "HIT", keep=4, help="share of prompt tokens that were cached, since the start"),
     cells.number_column("idle", "IDLE", keep=7, help="since its last request ended"),
     cells.number_column("woke", "LAST WAKE", keep=11, help="how long it took, from the request to serving"),
-    Column("policy", "KEEP", keep=10, least=4, widest=20, help="where it sleeps; pin: not by itself; ttl: when idle"),
+    Column(
+        "policy", "KEEP", keep=10, least=20, widest=20, help="where it sleeps; pin: not by itself; after so long idle"
+    ),
     cells.number_column("turns", "SLEEPS/WAKES", keep=5, help="of the wakes, cold ones are counted beside"),
     cells.number_column("slept", "SLEPT", keep=6, help="in all"),
     Column("note", "NOTE", keep=3, least=16, widest=80, help="why the last wake fell back to a cold start"),

@@ -40,11 +40,11 @@ def place(model: ModelInfo) -> Cell:
 
 
 def policy(model: ModelInfo) -> Cell:
-    """`host`, `host pin`, `disk ttl 5m00s`; `stop` where sleeping stops the workers."""
+    """`host`, `host pin`, `disk 5m`; `stop` where sleeping stops the workers."""
     where = model.residency
     if where is None:
         return cells.ABSENT
-    ttl = "" if where.idle_ttl_s is None else f"ttl {wording.duration(where.idle_ttl_s)}"
+    ttl = "" if where.idle_ttl_s is None else wording.duration(where.idle_ttl_s).removesuffix("00s").removesuffix("00m")
     keep = where.keep if where.engine_sleeps else "stop"
     return cells.text(" ".join(part for part in (keep, "pin" * where.pin, ttl) if part))
 
@@ -102,8 +102,8 @@ def facts(model: ModelInfo, snapshot: BoxSnapshot, now: float) -> list[Fact]:
         ("weights are", cells.text(whereabouts(where.place)) if where.place else Cell("nowhere: not loaded")),
         ("weights' size", cells.size(where.weights_bytes, Tone.WEIGHTS)),
         ("requests waiting for it", waiting(model.name, snapshot)),
-        ("sleeps", cells.text(_how(where))),
-        ("by itself after", _idle_ttl(where)),
+        ("when asleep", cells.text(_how(where))),
+        ("sleeps by itself after", _idle_ttl(where)),
         ("pinned", cells.text("yes: only a person puts it to sleep" if where.pin else "")),
         ("awake for at least", cells.seconds(where.min_awake_s) if where.min_awake_s else cells.ABSENT),
         ("held", cells.text("yes: only w, or `dynbox wake`, wakes it" if where.held else "", Tone.WARN)),
@@ -115,8 +115,8 @@ def facts(model: ModelInfo, snapshot: BoxSnapshot, now: float) -> list[Fact]:
 
 def _how(where: Residency) -> str:
     if not where.engine_sleeps:
-        return "by stopping its workers: its engine can't sleep"
-    return f"with its weights {whereabouts(where.keep)}, unless told otherwise"
+        return "its workers are stopped: its engine can't sleep"
+    return f"weights {whereabouts(where.keep)}, unless told otherwise"
 
 
 def _idle_ttl(where: Residency) -> Cell:

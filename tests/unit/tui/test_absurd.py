@@ -38,12 +38,13 @@ def with_every_float(number: float, snapshot: BoxSnapshot, at: float) -> BoxSnap
     return msgspec.msgpack.decode(msgspec.msgpack.encode({**plain, "at": at}), type=BoxSnapshot)
 
 
+@pytest.mark.parametrize("kind", ["degraded", "shared"])
 @pytest.mark.parametrize("at", [*ABSURD, snapshots.NOW])
 @pytest.mark.parametrize("number", ABSURD)
-def test_every_screen_and_every_detail_stands(number: float, at: float) -> None:
+def test_every_screen_and_every_detail_stands(number: float, at: float, kind: str) -> None:
     feed = Feed(live=False)
     feed.take(NewSnapshot(snapshots.busy()), snapshots.NOW)
-    feed.take(NewSnapshot(with_every_float(number, snapshots.degraded(), at)), snapshots.NOW)
+    feed.take(NewSnapshot(with_every_float(number, snapshots.all_kinds()[kind], at)), snapshots.NOW)
     frame = feed.frame(snapshots.NOW)
     assert frame is not None
     assert status(feed, snapshots.NOW, (), 120).spans

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dynamo_box.protocol.figures import WorkerFigures
+from dynamo_box.protocol.figures import GmsFigures, LayoutFigures, WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot, DeviceFigures, DeviceInfo, DiskInfo, ProcessInfo
-from dynamo_box.tui.accounting import Place, Region, held_by_purpose, holdings, places
+from dynamo_box.tui.accounting import Place, Region, held_by_purpose, holdings, layouts_at, places
 
 GIB = 1 << 30
 
@@ -30,6 +30,19 @@ def snapshot(*processes: ProcessInfo, **given: Any) -> BoxSnapshot:
 def gpu(total: int | None = 80, planned: dict[str, int] | None = None, **figures: Any) -> DeviceInfo:
     read = DeviceFigures(**figures) if figures else None
     return DeviceInfo("GPU-0", "H100", "cuda", total, planned or {}, read)
+
+
+def gms(*found: LayoutFigures, device: str = "GPU-0", says: bool = True) -> ProcessInfo:
+    figures = GmsFigures(device, 100, layouts=found) if says else None
+    return ProcessInfo(f"gms@{device}", "gms", None, None, "ready", "", 9, 0, device, 1, figures=figures)
+
+
+def layout(name: str = "m", state: str = "committed", place: str = "device", **more: Any) -> LayoutFigures:
+    return LayoutFigures(name, state, place, 1, "", 16, **more)
+
+
+def pair(device: str = "GPU-0", model: str = "m", **figures: Any) -> list[ProcessInfo]:
+    return [worker(device, f"{model}.{number}", model, **figures) for number in (0, 1)]
 
 
 def only(found: BoxSnapshot) -> Place:
@@ -142,6 +155,84 @@ def test_workers_of_one_model_share_its_weights_on_the_host_unless_the_plan_has_
     assert place.regions[Region.WEIGHTS] == counted
 
 
+class TestLayouts:
+    """Weights in layouts are memory once, whoever maps them."""
+
+    READ = (gpu(80, used_bytes=60, box_bytes=60),)
+
+    def weights(self, *processes: ProcessInfo) -> int | None:
+        place = only(snapshot(*processes, devices=self.READ))
+        check(place)
+        return place.regions.get(Region.WEIGHTS)
+
+    def test_what_workers_map_of_a_layout_is_not_added_to_it(self) -> None:
+        assert self.weights(*pair(weights_bytes=16)) == 32, "without a service each has a copy"
+        assert self.weights(gms(layout(device_bytes=16)), *pair(weights_bytes=16)) == 16
+
+    def test_the_layouts_word_counts_even_if_a_worker_says_more(self) -> None:
+        assert self.weights(gms(layout(device_bytes=16)), *pair(weights_bytes=30)) == 16
+
+    def test_an_epoch_under_construction_counts_though_nobody_maps_it(self) -> None:
+        assert self.weights(gms(layout(state="writing", device_bytes=7)), *pair(weights_bytes=None)) == 7
+        writing_beside = layout(state="writing", device_bytes=16 + 7)
+        assert self.weights(gms(writing_beside), *pair(weights_bytes=16)) == 23
+
+    def test_a_layout_that_sleeps_elsewhere_holds_nothing_of_the_device(self) -> None:
+        asleep = gms(layout(place="host", host_bytes=16))
+        assert self.weights(asleep, *pair(weights_bytes=16)) == 0, "what its workers said last is no longer so"
+
+    def test_models_without_a_layout_are_counted_once_beside_those_that_have_one(self) -> None:
+        service = gms(layout("m", device_bytes=16), layout("n", state="empty", place=""))
+        assert self.weights(service, *pair(weights_bytes=16), *pair(model="n", weights_bytes=5)) == 21
+
+    def test_while_the_service_is_down_the_workers_of_a_model_hold_one_copy(self) -> None:
+        workers = [*pair(weights_bytes=16), *pair(model="n", weights_bytes=5)]
+        assert self.weights(gms(says=False), *workers) == 21
+        assert self.weights(gms(says=False)) is None
+        assert self.weights(gms()) is None
+
+    def test_sleeping_weights_of_a_device_lie_in_the_memory_of_the_machine(self) -> None:
+        host = DeviceFigures(used_bytes=90, box_bytes=50)
+        on_device, on_host = places(
+            snapshot(
+                gms(layout("a", place="host", host_bytes=16), layout("b", device_bytes=9)),
+                devices=self.READ,
+                host=host,
+                host_memory_bytes=100,
+            )
+        )
+        assert on_device.regions[Region.WEIGHTS] == 9
+        assert on_host.regions[Region.WEIGHTS] == 16
+        check(on_host)
+
+    def test_the_cpu_device_and_its_host_place_are_one_memory(self) -> None:
+        cpu = DeviceInfo("cpu", "", "cpu", 4000, {"weights": 5000})
+        service = gms(layout("m", device_bytes=500), layout("n", place="host", host_bytes=300), device="cpu")
+        found = snapshot(
+            service,
+            *pair("cpu", weights_bytes=500),
+            devices=(cpu,),
+            host=DeviceFigures(used_bytes=2000, box_bytes=1500),
+        )
+        assert only(found).regions[Region.WEIGHTS] == 800
+
+    def test_snapshots_are_weights_on_the_disk_that_holds_them(self) -> None:
+        service = gms(layout(place="disk", disk_bytes=15))
+        disks = (DiskInfo("/scratch", "KV tier", 100, 30, 20), DiskInfo("/data", "models, logs", 100, 30, 20))
+        scratch, data = places(snapshot(service, disks=disks))
+        assert Region.WEIGHTS not in scratch.regions
+        assert data.regions == {Region.WEIGHTS: 15, Region.BOX: 5, Region.OTHERS: 50, Region.FREE: 30}
+        (unread,) = places(snapshot(service, disks=(DiskInfo("/", "all", 100, 30),)))
+        assert unread.regions == {Region.WEIGHTS: 15, Region.UNATTRIBUTED: 55, Region.FREE: 30}
+
+    def test_a_layout_is_at_every_place_where_it_has_bytes(self) -> None:
+        moving = layout("m", moving="host", device_bytes=16, host_bytes=16)
+        found = snapshot(gms(moving, layout("n")), devices=self.READ, host=DeviceFigures(used_bytes=1))
+        assert [(each.layout.name, size) for each, size in layouts_at(found, "GPU-0")] == [("m", 16)]
+        assert [(each.layout.name, size) for each, size in layouts_at(found, "host")] == [("m", 16)]
+        assert layouts_at(found, "nowhere") == []
+
+
 def test_disks_are_the_boxs_files_others_and_free() -> None:
     place = only(snapshot(disks=(DiskInfo("/data", "models", 100, 30, 20),)))
     assert place.regions == {Region.BOX: 20, Region.OTHERS: 50, Region.FREE: 30}
@@ -175,6 +266,7 @@ MAYBE = st.none() | SIZES
     planned=st.dictionaries(st.sampled_from(["weights", "KV", "overhead", "else"]), SIZES),
     workers=st.lists(st.tuples(MAYBE, MAYBE, SIZES, SIZES, SIZES), max_size=3),
     disk=st.tuples(SIZES, SIZES, MAYBE),
+    stored=st.none() | st.lists(st.tuples(SIZES, SIZES, SIZES), max_size=3),
     device=st.sampled_from(["GPU-0", "cpu", "GPU-0,cpu", "elsewhere"]),
 )
 def test_regions_sum_to_the_total_and_are_never_negative(
@@ -183,6 +275,7 @@ def test_regions_sum_to_the_total_and_are_never_negative(
     planned: dict[str, int],
     workers: list[tuple[int | None, int | None, int, int, int]],
     disk: tuple[int, int, int | None],
+    stored: list[tuple[int, int, int]] | None,
     device: str,
 ) -> None:
     figures = None if counts is None else DeviceFigures(*counts)
@@ -191,6 +284,12 @@ def test_regions_sum_to_the_total_and_are_never_negative(
                kv_blocks_cached=cached)
         for number, (weights, kv, blocks, used, cached) in enumerate(workers)
     ]  # fmt: skip
+    if stored is not None:
+        held = [
+            LayoutFigures("m" if number else "n", "committed", "device", 1, "", 1, *sizes)
+            for number, sizes in enumerate(stored)
+        ]
+        processes.append(gms(*held, device=device))
     found = places(
         snapshot(
             *processes,

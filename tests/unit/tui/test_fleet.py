@@ -204,6 +204,25 @@ def test_a_row_that_is_gone_has_no_detail() -> None:
     assert VIEW.detail(frame, "another panel", "router") is None
 
 
+def test_workers_that_sleep_or_wake_and_the_service_that_has_their_weights() -> None:
+    processes = table(snapshots.shared(), PROCESSES)
+    assert processes.note == "5 of 9 ready, 2 asleep"
+    assert tone(processes, "coder.aggregated.0", "state") is Tone.ACCENT
+    assert tone(processes, "guard.aggregated.0", "state") is Tone.WARN
+    assert row(processes, "guard.aggregated.0")["state"] == "waking populate"
+    assert row(processes, "gms@cpu")["weights"] == "1.3 GiB"
+
+
+def test_the_detail_of_a_service_has_its_layouts_and_that_of_a_worker_what_it_maps() -> None:
+    frame = snapshots.frame(snapshots.shared())
+    service = text(VIEW.detail(frame, PROCESSES, "gms@cpu"))
+    for said in ("1.3/2.0 GiB", "770 MiB/4.0 GiB", "257 MiB", "refused", "judge", "host→device", "aggregated.{0,1}"):
+        assert said in service
+    assert "read-only, out of gms@cpu" in text(VIEW.detail(frame, PROCESSES, "smollm2.aggregated.1"))
+    assert "waited for, out of gms@cpu" in text(VIEW.detail(frame, PROCESSES, "guard.aggregated.0"))
+    assert "Layouts" not in text(VIEW.detail(frame, PROCESSES, "coder.aggregated.0"))
+
+
 @pytest.mark.parametrize("kind", snapshots.all_kinds())
 def test_no_snapshot_breaks_it(kind: str) -> None:
     snapshot = snapshots.all_kinds()[kind]

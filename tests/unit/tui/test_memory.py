@@ -6,20 +6,32 @@ import pytest
 from fakes import snapshots
 from msgspec.structs import replace
 
+from dynamo_box.protocol.figures import GmsFigures, LayoutFigures, LockHolder
 from dynamo_box.snapshot import BoxSnapshot, DeviceInfo
+from dynamo_box.tui.filter import EVERYTHING
 from dynamo_box.tui.model import Lines, Table
+from dynamo_box.tui.stack import Stack
 from dynamo_box.tui.text import spans_width
 from dynamo_box.tui.views import charts
+from dynamo_box.tui.views.layout_table import LAYOUTS
 from dynamo_box.tui.views.memory import MAX_BARS, VIEW
 
+MIB = 1 << 20
 GIB = 1 << 30
 
 
 def panels(snapshot: BoxSnapshot, width: int = 80) -> tuple[list[str], Table]:
-    """The lines above the table, as text, and the table."""
-    *lines, table = VIEW.panels(snapshots.frame(snapshot), width)
+    """The lines above the tables, as text, and the table of places."""
+    found = VIEW.panels(snapshots.frame(snapshot), width)
+    lines = [text for panel in found if isinstance(panel, Lines) for text in as_text(panel)]
+    return lines, next(panel for panel in found if isinstance(panel, Table))
+
+
+def layouts(snapshot: BoxSnapshot) -> Table:
+    *_, table = VIEW.panels(snapshots.frame(snapshot), 80)
     assert isinstance(table, Table)
-    return [text for panel in lines for text in as_text(panel)], table
+    assert table.key == LAYOUTS
+    return table
 
 
 def as_text(panel: object) -> list[str]:
@@ -32,8 +44,8 @@ def cell(table: Table, row: str, column: str) -> str:
     return next(each for each in table.rows if each.key == row).cells[index].text
 
 
-def detail(snapshot: BoxSnapshot, row: str) -> str:
-    found = VIEW.detail(snapshots.frame(snapshot), "places", row)
+def detail(snapshot: BoxSnapshot, row: str, panel: str = "places") -> str:
+    found = VIEW.detail(snapshots.frame(snapshot), panel, row)
     return "\n".join(as_text(found))
 
 
@@ -104,21 +116,114 @@ def test_a_detail_sets_what_is_held_beside_the_plan_and_names_the_processes() ->
     assert VIEW.detail(snapshots.frame(snapshot), "places", "gone") is None
 
 
+def test_weights_that_two_workers_map_are_there_once_and_so_are_those_that_sleep_in_host_memory() -> None:
+    _, table = panels(snapshots.shared())
+    on_device, asleep_in_host_memory = (513 + 513 + 257) * MIB, (257 + 513) * MIB
+    assert cell(table, "host", "weights") == f"{on_device + asleep_in_host_memory:,}"
+    assert cell(table, "disk /", "weights") == f"{257 * MIB:,}"
+
+
+def test_a_box_without_a_service_has_no_layouts() -> None:
+    assert [panel.key for panel in VIEW.panels(snapshots.frame(snapshots.busy()), 80)] == ["bars", "places"]
+
+
+def test_each_layout_says_where_it_is_and_who_maps_it() -> None:
+    table = layouts(snapshots.shared())
+    names = [row.cells[0].text for row in table.rows]
+    assert names == ["smollm2", "coder", "judge", "guard", "chat"]
+    assert [cell(table, f"gms@cpu {name}", "place") for name in names] == [
+        "device",
+        "host",
+        "disk",
+        "host→device",
+        "device",
+    ]
+    assert cell(table, "gms@cpu smollm2", "readers") == "smollm2.aggregated.{0,1}"
+    assert cell(table, "gms@cpu coder", "readers") == "-"
+    assert cell(table, "gms@cpu guard", "waiters") == "guard.aggregated.0 ro 2s"
+    assert table.note == "1 moving"
+    assert "device" not in [column.key for column in table.columns], "one service: there is one device"
+
+
+def test_80_columns_show_where_weights_are_and_who_maps_them() -> None:
+    stack = Stack()
+    stack.show(VIEW.panels(snapshots.frame(snapshots.shared()), 80), EVERYTHING)
+    text = "\n".join("".join(span.text for span in line.spans) for line in stack.lines(80, 21))
+    for said in ("LAYOUT", "PLACE", "BYTES", "host→device", "smollm2.aggregated.{0,1}", "guard.aggregated.0 ro"):
+        assert said in text
+
+
+def test_the_detail_of_a_layout_names_pids_epoch_hash_and_history() -> None:
+    text = detail(snapshots.shared(), "gms@cpu smollm2", LAYOUTS)
+    for said in ("gms@cpu", "9f2c41d0a7b3e655", "4010", "4020", "10m00s", "epoch 1 committed", "272"):
+        assert said in text
+    assert "guard.aggregated.0  4050" in detail(snapshots.shared(), "gms@cpu guard", LAYOUTS)
+    assert VIEW.detail(snapshots.frame(snapshots.shared()), LAYOUTS, "gms@cpu gone") is None
+    assert VIEW.detail(snapshots.frame(snapshots.shared()), LAYOUTS, "host") is None
+
+
+def test_a_writer_and_who_waits_for_it_are_named() -> None:
+    writer, waiter = LockHolder("m.0", 7, "rw", snapshots.NOW - 9), LockHolder("m.1", 8, "rw_or_ro", snapshots.NOW - 4)
+    layout = LayoutFigures("m", "writing", "", 0, "", 0, device_bytes=5, writer=writer, waiters=(waiter,))
+    snapshot = with_layouts(layout)
+    table = layouts(snapshot)
+    row = "gms@cpu m"
+    assert [cell(table, row, key) for key in ("state", "writer", "waiters")] == [
+        "writing",
+        "m.0",
+        "m.1 rw_or_ro 4s",
+    ]
+    assert "written by m.0" in detail(snapshot, "host")
+    assert "rw_or_ro" in detail(snapshot, row, LAYOUTS)
+
+
+def test_of_very_many_readers_the_first_are_named_and_the_others_counted() -> None:
+    readers = tuple(LockHolder(f"m.{number}", number, "ro", 0.0) for number in range(100))
+    table = layouts(with_layouts(LayoutFigures("m", "committed", "device", 1, "", 5, 5, readers=readers)))
+    assert cell(table, "gms@cpu m", "mapped") == "100"
+    assert cell(table, "gms@cpu m", "readers").endswith(",31}, 68 more")
+
+
+def test_who_maps_what_stands_in_the_detail_of_a_place() -> None:
+    text = detail(snapshots.shared(), "host")
+    assert "smollm2  513 MiB  device  mapped by smollm2.aggregated.{0,1}" in text
+    assert "coder    257 MiB  host  mapped by nobody" in text
+    assert "judge" not in text.partition("Who maps what")[2].partition("By process")[0]
+    assert "judge  257 MiB  disk  mapped by nobody" in detail(snapshots.shared(), "disk /")
+
+
+def test_a_service_that_says_nothing_is_said_to_and_an_empty_one_too() -> None:
+    snapshot = snapshots.shared()
+    gms, *others = snapshot.processes
+    down = replace(gms, state="backoff", figures=None)
+    assert layouts(replace(snapshot, processes=(down, *others))).empty == (
+        "gms@cpu is backoff and has reported nothing yet."
+    )
+    assert layouts(with_layouts()).empty == "No weights are in a layout."
+
+
+def with_layouts(*found: LayoutFigures) -> BoxSnapshot:
+    snapshot = snapshots.shared()
+    gms = replace(snapshot.processes[0], figures=GmsFigures("cpu", GIB, layouts=found))
+    return replace(snapshot, processes=(gms, *snapshot.processes[1:]))
+
+
 @pytest.mark.parametrize("kind", snapshots.all_kinds())
 @pytest.mark.parametrize("width", [1, 5, 20, 40, 80, 200])
 def test_lines_are_never_wider_than_the_screen(kind: str, width: int) -> None:
-    *lines, _ = VIEW.panels(snapshots.frame(snapshots.all_kinds()[kind]), width)
-    for panel in lines:
-        assert isinstance(panel, Lines)
-        assert all(spans_width(line) <= width for line in panel.lines)
+    for panel in VIEW.panels(snapshots.frame(snapshots.all_kinds()[kind]), width):
+        if isinstance(panel, Lines):
+            assert all(spans_width(line) <= width for line in panel.lines)
 
 
 @pytest.mark.parametrize("kind", snapshots.all_kinds())
 def test_every_place_has_a_detail_and_no_power_over_the_terminal(kind: str) -> None:
     snapshot = snapshots.all_kinds()[kind]
-    bars, table = panels(snapshot)
-    texts = bars + [each.text for row in table.rows for each in row.cells]
-    texts += [line for row in table.rows for line in detail(snapshot, row.key).splitlines()]
+    bars, places = panels(snapshot)
+    texts = list(bars)
+    for table in (places, layouts(snapshot)) if kind in ("shared", "sleepers", "hostile", "gaps") else (places,):
+        texts += [each.text for row in table.rows for each in row.cells]
+        texts += [line for row in table.rows for line in detail(snapshot, row.key, table.key).splitlines()]
     assert not [text for text in texts if "\x1b" in text or "\u202e" in text]
 
 
