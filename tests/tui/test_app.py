@@ -13,12 +13,17 @@ from msgspec.structs import replace
 from textual.pilot import Pilot
 
 from dynamo_box.paths import RunDir
+from dynamo_box.protocol.gms import Place
 from dynamo_box.snapshot import BoxSnapshot
+from dynamo_box.tui import acts
+from dynamo_box.tui.acts import Order, Outcome
 from dynamo_box.tui.app import TopApp
 from dynamo_box.tui.dialogs import QuestionDialog, TextDialog
 from dynamo_box.tui.filter import Filter
+from dynamo_box.tui.keys import KEYS, SCREEN_KEYS, SEEK_KEYS
 from dynamo_box.tui.line_widget import LineWidget
 from dynamo_box.tui.log_feed import DeliverLog
+from dynamo_box.tui.screens import LOGS, SCREENS, view
 from dynamo_box.tui.session import Options
 from dynamo_box.tui.source import Connected, Deliver, Lost, NewSnapshot, SourceEvent, Why
 from dynamo_box.tui.theme_names import THEME_NAMES
@@ -322,6 +327,85 @@ class TestActs:
             assert not isinstance(screen.app.screen, QuestionDialog)
 
         play(acting)
+
+
+class TestSleep:
+    def test_a_sleep_is_asked_first_with_the_places_and_enter_says_no(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.shared())
+            await screen.press("5", "z")
+            assert isinstance(screen.app.screen, QuestionDialog)
+            for said in ("Put smollm2 to sleep?", "keeps them: host", "on the device", "to disk", "cancel what runs"):
+                assert said in screen.text
+            await screen.press("enter")
+            assert not isinstance(screen.app.screen, QuestionDialog)
+            assert "under way" not in screen.text
+
+        play(acting, size=(80, 24))
+
+    @pytest.mark.parametrize(
+        ("key", "to", "force"),
+        [("y", None, False), ("1", "device", False), ("2", "host", False), ("3", "disk", False), ("c", None, True)],
+    )
+    def test_each_answer_means_what_it_says(
+        self, key: str, to: Place | None, force: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: list[Order] = []
+
+        def carried_out(run_dir: RunDir, wanted: Order) -> Outcome:
+            told.append(wanted)
+            return Outcome("freed 693 MiB of cpu; asleep")
+
+        monkeypatch.setattr(acts, "carry_out", carried_out)
+
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.shared())
+            await screen.press("5", "z", key)
+            await screen.see("sleep smollm2: freed 693 MiB of cpu")
+            assert told == [Order("sleep", "smollm2", run_id="3999-1", to=to, force=force)]
+
+        play(acting)
+
+    def test_a_wake_is_not_asked_first(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.shared())
+            await screen.press("5", "down", "w")
+            assert not isinstance(screen.app.screen, QuestionDialog)
+            await screen.see("wake coder: no box is running; start one with `dynbox up`")
+
+        play(acting)
+
+    def test_what_sleeps_is_not_put_to_sleep_again(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.shared())
+            await screen.press("5", "down", "z")
+            await screen.see("sleep: coder is asleep already, its weights in host memory")
+            assert not isinstance(screen.app.screen, QuestionDialog)
+
+        play(acting)
+
+    def test_readonly_neither_sleeps_nor_wakes(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.shared())
+            await screen.press("z", "w")
+            assert not isinstance(screen.app.screen, QuestionDialog)
+            assert "under way" not in screen.text
+
+        play(acting, Options(screen="models", readonly=True))
+
+    def test_help_and_palette_name_the_acts(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.shared())
+            assert {"act: sleep", "act: wake"} <= {each.title for each in screen.app.commands()}
+            await screen.press("question_mark")
+            assert "what you can do here" in screen.text
+            assert "wake" in screen.text
+
+        play(acting, Options(screen="models"))
+
+    def test_keys_of_acts_mean_nothing_else(self) -> None:
+        taken = {part for key in (*KEYS, *SCREEN_KEYS, *SEEK_KEYS) for part in key.key.split(",")}
+        assert not {act.key for each in SCREENS if each.name != LOGS for act in view(each.name).acts} & taken
 
 
 class TestBoxesThatGo:
