@@ -14,6 +14,7 @@ from dynamo_box.errors import BoxError, ExitCode, NotRunning, TimedOut, UsageErr
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import control
 from dynamo_box.protocol.framing import BlockingChannel, FrameError, connect_unix
+from dynamo_box.protocol.gms import Place
 from dynamo_box.snapshot import BoxSnapshot
 
 ANSWER_TIMEOUT_S = 5.0
@@ -107,6 +108,29 @@ class ControlClient:
     def drain(self, process: str, drain_s: float, timeout_s: float) -> str:
         """Let one worker finish and stop it; returns the supervisor's words once nothing of it is left."""
         return self._done(control.Drain(self._next_id(), process, drain_s), timeout_s)
+
+    def sleep(
+        self,
+        model: str,
+        *,
+        to: Place | None = None,
+        force: bool = False,
+        hold: bool = False,
+        drain_s: float = 30.0,
+        timeout_s: float,
+    ) -> control.ModelSlept:
+        """Put a model to sleep; returns where its weights are then and what was freed, by measurement."""
+        reply = self._ask(control.SleepModel(self._next_id(), model, to, force, hold, drain_s), timeout_s)
+        if not isinstance(reply, control.ModelSlept):
+            raise _unexpected(reply)
+        return reply
+
+    def wake(self, model: str, timeout_s: float) -> control.ModelWoken:
+        """Wake a model; returns once it serves."""
+        reply = self._ask(control.WakeModel(self._next_id(), model), timeout_s)
+        if not isinstance(reply, control.ModelWoken):
+            raise _unexpected(reply)
+        return reply
 
     def set_option(self, process: str, key: str, value: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str:
         """Change a setting of a live process (router `mode`, mock `fault`)."""
