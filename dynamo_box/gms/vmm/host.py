@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from dynamo_box.gms.vmm.base import Mapping, StillMapped, VmmError, VmmOutOfMemory
 
 GRANULARITY = 2 * 1024 * 1024
+MARGIN = 256 * 1024 * 1024
+"""Bytes left to the rest of the machine."""
 
 _PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
@@ -50,6 +52,9 @@ class HostVmm:
 
     def create(self, size: int, name: str) -> int:
         self._check_aligned(size)
+        available = _available_bytes()
+        if size > available - MARGIN:
+            raise VmmOutOfMemory(f"no {size} bytes for {name}: {max(available - MARGIN, 0)} can be had")
         fd = -1
         try:
             fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -205,6 +210,17 @@ def view(address: int, nbytes: int, *, writable: bool = False) -> memoryview:
         return memoryview(bytearray() if writable else b"")
     whole = memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
     return whole if writable else whole.toreadonly()
+
+
+def _available_bytes() -> int:
+    """What can be had without taking it from others. Memory files are not refused by the kernel when they pass it:
+    it kills processes, of whomever, until there is room.
+    """
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise VmmError("the kernel doesn't say how much memory can be had")
 
 
 def _hide(address: int, size: int) -> None:
