@@ -11,14 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes import snapshots
 from picture import assert_same_picture
 
 from dynamo_box.paths import RunDir
+from dynamo_box.snapshot import BoxSnapshot
 from dynamo_box.tui.app import TopApp
 from dynamo_box.tui.line_widget import LineWidget
+from dynamo_box.tui.log_feed import DeliverLog
 from dynamo_box.tui.replay import open_replay
 from dynamo_box.tui.screens import SCREENS
 from dynamo_box.tui.session import Options
+from dynamo_box.tui.source import Deliver, Ended, NewSnapshot
 from dynamo_box.tui.theme_names import LIGHT, NONE
 
 SIZES = [(80, 24), (120, 36), (200, 50)]
@@ -44,29 +48,60 @@ def one_time_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+class Still:
+    """A box at one moment, which can be told to do something; time stands, as its link is never said to be live."""
+
+    acts = True
+
+    def __init__(self, snapshot: BoxSnapshot) -> None:
+        self._snapshot = snapshot
+
+    def start(self, deliver: Deliver) -> None:
+        deliver(NewSnapshot(self._snapshot))
+        deliver(Ended())
+
+    def close(self) -> None:
+        pass
+
+    def start_log(self, deliver: DeliverLog) -> None:
+        pass
+
+    def close_log(self) -> None:
+        pass
+
+
 def picture(demo: str, at_s: float, size: tuple[int, int], options: Options, keys: tuple[str, ...] = ()) -> str:
     """The SVG of a screen, `at_s` into a shipped recording, after `keys`."""
+    replay = open_replay(demo, 1.0)
+    replay.set_paused(True)
+    replay.seek(at_s)
+    return drawn(
+        TopApp(replay, replay, RunDir(Path("/nonexistent/run")), options), size, SHOWN_BY[options.screen], keys
+    )
 
+
+def picture_of(snapshot: BoxSnapshot, size: tuple[int, int], options: Options, keys: tuple[str, ...] = ()) -> str:
+    """The SVG of a screen of a box that stands still."""
+    still = Still(snapshot)
+    return drawn(TopApp(still, still, RunDir(Path("/nonexistent/run")), options), size, "smollm2", keys)
+
+
+def drawn(app: TopApp, size: tuple[int, int], shown_by: str, keys: tuple[str, ...]) -> str:
     async def draw() -> str:
-        replay = open_replay(demo, 1.0)
-        replay.set_paused(True)
-        replay.seek(at_s)
-        app = TopApp(replay, replay, RunDir(Path("/nonexistent/run")), options)
         async with app.run_test(size=size) as pilot:
             end = time.monotonic() + DEADLINE_S
-            while not _is_drawn(app, options.screen):
+            while not _is_drawn(app, shown_by):
                 assert time.monotonic() < end, "nothing was drawn"
                 await pilot.pause(0.02)
             await pilot.press(*keys)
             await pilot.pause()
-            return app.export_screenshot(title=f"dynbox top: {options.screen}")
+            return app.export_screenshot(title=f"dynbox top: {app.session.screen}")
 
     return asyncio.run(draw())
 
 
-def _is_drawn(app: TopApp, screen: str) -> bool:
-    text = "\n".join(widget.text for widget in app.screen.query(LineWidget) if widget.display)
-    return SHOWN_BY[screen] in text
+def _is_drawn(app: TopApp, shown_by: str) -> bool:
+    return shown_by in "\n".join(widget.text for widget in app.screen.query(LineWidget) if widget.display)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
@@ -98,3 +133,22 @@ def test_a_crash_and_the_recovery(screen: str) -> None:
 )
 def test_what_opens_over_a_screen(name: str, screen: str, keys: tuple[str, ...]) -> None:
     assert_same_picture(picture("routed-load", 26.0, (120, 36), Options(screen=screen), keys), f"over-{name}")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("screen", ["models", "memory"])
+def test_models_that_sleep_and_weights_that_are_shared(screen: str, size: tuple[int, int]) -> None:
+    name = f"sleep-{screen}-{size[0]}x{size[1]}"
+    assert_same_picture(picture_of(snapshots.shared(), size, Options(screen=screen)), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "screen", "keys"),
+    [
+        ("model", "models", ("down", "enter")),
+        ("layout", "memory", ("tab", "enter")),
+        ("sleep", "models", ("z",)),
+    ],
+)
+def test_what_opens_over_sleeping_models(name: str, screen: str, keys: tuple[str, ...]) -> None:
+    assert_same_picture(picture_of(snapshots.shared(), (120, 36), Options(screen=screen), keys), f"over-{name}")
