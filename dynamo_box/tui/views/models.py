@@ -66,7 +66,7 @@ class Models:
         where = model.residency
         lines = [
             *cells.facts(_facts(model, service, frame, names)),
-            *cells.section("Sleep", cells.facts(residence.facts(model, snapshot, frame.now))),
+            *cells.section("Sleep", cells.facts(residence.facts(model, service.waiting, frame.now))),
             *cells.section("Last wake, by phase", cells.facts(residence.phases(where.wake_phases) if where else ())),
             *cells.section("Last sleep, by phase", cells.facts(residence.phases(where.sleep_phases) if where else ())),
             *cells.section("Layouts", cells.facts(layout_table.mapping(snapshot, row))),
@@ -79,11 +79,14 @@ VIEW: View = Models()
 
 
 class _Service(NamedTuple):
-    """A model's workers, what those of them report that report anything, and the layouts that hold its weights."""
+    """A model's workers, what those of them report that report anything, the layouts that hold its weights, and how
+    many requests wait for it to wake.
+    """
 
     workers: tuple[ProcessInfo, ...]
     figures: tuple[WorkerFigures, ...]
     layouts: tuple[Held, ...]
+    waiting: int
 
     @property
     def holders(self) -> list[ProcessInfo]:
@@ -123,6 +126,7 @@ def _services(snapshot: BoxSnapshot) -> dict[str, _Service]:
     for process in snapshot.processes:
         if process.model in workers:
             workers[process.model].append(process)
+    waiting = residence.waiting(snapshot)
     stored: dict[str, list[Held]] = {}
     for held in layouts.held(snapshot):
         stored.setdefault(held.layout.name, []).append(held)
@@ -131,6 +135,7 @@ def _services(snapshot: BoxSnapshot) -> dict[str, _Service]:
             tuple(found),
             tuple([each.figures for each in found if isinstance(each.figures, WorkerFigures)]),
             tuple(stored.get(model, ())),
+            waiting.get(model, 0),
         )
         for model, found in workers.items()
     }
@@ -163,7 +168,7 @@ def _row(model: ModelInfo, service: _Service, frame: Frame, device_names: Mappin
             _workers(model),
             _devices(service.holders, device_names),
             cells.size(service.weights_bytes, Tone.WEIGHTS),
-            residence.waiting(model.name, frame.snapshot),
+            residence.waiters(service.waiting),
             service.queue,
             cells.rate(service.tokens_per_s),
             cells.percent(service.hit_rate),

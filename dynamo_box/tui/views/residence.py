@@ -49,13 +49,18 @@ def policy(model: ModelInfo) -> Cell:
     return cells.text(" ".join(part for part in (keep, "pin" * where.pin, ttl) if part))
 
 
-def waiting(model: str, snapshot: BoxSnapshot) -> Cell:
-    """Requests that wait for it to wake; absent if none does."""
-    count = sum(
-        process.figures.waking.get(model, 0)
-        for process in snapshot.processes
-        if isinstance(process.figures, FrontendFigures)
-    )
+def waiting(snapshot: BoxSnapshot) -> dict[str, int]:
+    """Requests that wait for their model to wake, by model."""
+    counts: dict[str, int] = {}
+    for process in snapshot.processes:
+        if isinstance(process.figures, FrontendFigures):
+            for model, count in process.figures.waking.items():
+                counts[model] = counts.get(model, 0) + count
+    return counts
+
+
+def waiters(count: int) -> Cell:
+    """Absent if none waits."""
     return cells.count(count, Tone.WARN) if count > 0 else cells.ABSENT
 
 
@@ -92,7 +97,7 @@ def note(model: ModelInfo) -> Cell:
     return cells.ABSENT if where is None else cells.text(where.note, Tone.WARN)
 
 
-def facts(model: ModelInfo, snapshot: BoxSnapshot, now: float) -> list[Fact]:
+def facts(model: ModelInfo, waiting: int, now: float) -> list[Fact]:
     """All of it; nothing for a box that doesn't say."""
     where = model.residency
     if where is None:
@@ -101,7 +106,7 @@ def facts(model: ModelInfo, snapshot: BoxSnapshot, now: float) -> list[Fact]:
         ("since", cells.clock(where.since, now) if where.since > 0 else cells.ABSENT),
         ("weights are", cells.text(whereabouts(where.place)) if where.place else Cell("nowhere: not loaded")),
         ("weights' size", cells.size(where.weights_bytes, Tone.WEIGHTS)),
-        ("requests waiting for it", waiting(model.name, snapshot)),
+        ("requests waiting for it", waiters(waiting)),
         ("when asleep", cells.text(_how(where))),
         ("sleeps by itself after", _idle_ttl(where)),
         ("pinned", cells.text("yes: only a person puts it to sleep" if where.pin else "")),
