@@ -75,7 +75,7 @@ class Act:
         if told.residency is not None:
             serving.sleepers.update([told.residency])
         if told.code != ExitCode.OK:
-            raise self._failure(told)
+            raise self._failure(model, told)
         return _done(model, told)
 
     def _read(self, model: str, body: bytes) -> Asked:
@@ -89,9 +89,10 @@ class Act:
         wanted: SleepBody = _decode(SleepBody, body)
         return Asked(0, "sleep", model, wanted.to, wanted.force, wanted.hold, wanted.drain_s)
 
-    def _failure(self, told: Told) -> ApiError:
+    def _failure(self, model: str, told: Told) -> ApiError:
         """A conflict is what the client can do something about; the rest went wrong here."""
-        serves_on = told.residency is not None and told.residency.state != "asleep"
+        residency = self._serving.sleepers.residency(model)
+        serves_on = residency is not None and residency.state != "asleep"
         match told.code:
             case ExitCode.TIMED_OUT:
                 status = 504

@@ -28,7 +28,7 @@ ASK_AGAIN_S = 0.1
 FIRST_ASK_AGAIN_S = 0.005
 """A router that has no worker for a model looks for one at once and needs a moment to connect."""
 
-GOES_TO_SLEEP = "worker is going to sleep"
+WENT_TO_SLEEP = ("worker is going to sleep", "worker is asleep")
 """So a worker refuses what was placed on it just before."""
 
 CANCELLED = "cancelled:"
@@ -157,7 +157,7 @@ class Execution:
             raise errors.invalid_request(delta.error)
         if delta.error.startswith(CANCELLED):
             raise errors.put_to_sleep(delta.error)
-        if delta.error.startswith(GOES_TO_SLEEP):
+        if delta.error.startswith(WENT_TO_SLEEP):
             raise FellAsleep(delta.error)
         if stats.first_token is None:
             raise WorkerLost(delta.error)

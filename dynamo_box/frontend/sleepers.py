@@ -32,7 +32,7 @@ FIRST_SIGN_S = 0.5
 SIGN_EVERY_S = 1.0
 
 ASK_AGAIN_S = 1.0
-MAX_FAILURES = 5
+MAX_FAILURES = 3
 """Failed wakes in a row, before all that wait fail too. Those for want of room or time don't count: room may come."""
 
 SETTLE_S = 1.0

@@ -72,7 +72,9 @@ class RouterFigures(msgspec.Struct, frozen=True, tag="router"):
 
 
 class RequestFigures(msgspec.Struct, frozen=True):
-    """A live request. `phase` is waking (its model sleeps), queued, routing, prefill or decode. `started`: Unix time."""
+    """A live request. `phase` is waking (its model sleeps), queued, routing, prefill or decode; `started` is Unix
+    time.
+    """
 
     request_id: str
     model: str

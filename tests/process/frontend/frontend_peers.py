@@ -27,6 +27,7 @@ import tokenizers
 from dynamo_box.discovery.instances import Instance, announce, process_start_time, withdraw
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import status
+from dynamo_box.protocol.figures import FrontendFigures
 from dynamo_box.protocol.framing import STATUS_FD_VARIABLE, Channel, listen_unix, serve_channels
 from dynamo_box.protocol.request import (
     Cancel,
@@ -39,6 +40,7 @@ from dynamo_box.protocol.request import (
     peer_decoder,
     unpack_tokens,
 )
+from dynamo_box.protocol.residency import ModelState, Residency
 from dynamo_box.protocol.route import (
     Adopt,
     Place,
@@ -149,6 +151,10 @@ class FakeWorker:
     async def appear(self) -> None:
         path = self._run_dir.worker_socket(self.name)
         self._server = await serve_channels(listen_unix(path), lambda: Channel(peer_decoder, self._on_message))
+        self.announce()
+
+    def announce(self) -> None:
+        path = self._run_dir.worker_socket(self.name)
         start_time = process_start_time(os.getpid())
         assert start_time is not None
         announce(
@@ -304,6 +310,8 @@ class Child:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.messages: asyncio.Queue[status.ChildMessage] = asyncio.Queue()
+        self.heard: list[status.ChildMessage] = []
+        """Everything it has said, reports left out."""
         self.channel: Channel[status.ChildMessage]
 
     @classmethod
@@ -326,11 +334,16 @@ class Child:
         ours.setblocking(False)
         child = cls(process)
         _, child.channel = await asyncio.get_running_loop().create_unix_connection(
-            lambda: Channel(status.child_decoder, lambda _channel, message: child.messages.put_nowait(message)),
+            lambda: Channel(status.child_decoder, lambda _channel, message: child._hear(message)),
             sock=ours,
         )
         child.channel.send(status.Start(spec))
         return child
+
+    def _hear(self, message: status.ChildMessage) -> None:
+        self.messages.put_nowait(message)
+        if not isinstance(message, status.Report):
+            self.heard.append(message)
 
     async def expect(self, kind: type[T], fits: Callable[[T], bool] = lambda _message: True) -> T:
         """The next message of this kind that fits; others are passed over."""
@@ -414,6 +427,37 @@ class FrontendUnderTest:
             host="127.0.0.1",
             port=self.port,
             **(defaults | self._spec),
+        )
+
+    def says(self, state: ModelState, **more: Any) -> Residency:
+        """The supervisor says where the model is."""
+        residency = Residency(MODEL, state, **more)
+        self.supervisor.send(status.Residencies((residency,)))
+        return residency
+
+    async def asleep(self, **more: Any) -> None:
+        """The supervisor says that the model is asleep, and the frontend has heard it."""
+        self.says("asleep", **more)
+        await self.until_state_is("asleep")
+
+    async def until_state_is(self, state: ModelState) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while (await self.get(f"/v1/models/{MODEL}")).json().get("state") != state:
+                await asyncio.sleep(0.01)
+
+    def heard(self, kind: type[T]) -> list[T]:
+        """All such messages since the process started, whether expected or not."""
+        return [message for message in self.child.heard if isinstance(message, kind)]
+
+    async def asked(self) -> status.Asked:
+        """What the frontend asks its supervisor next."""
+        return await self.expect(status.Asked)
+
+    async def waiting(self, count: int) -> None:
+        """Return when so many requests wait for the model to wake."""
+        await self.expect(
+            status.Report,
+            lambda report: isinstance(report.figures, FrontendFigures) and report.figures.waking.get(MODEL, 0) == count,
         )
 
     async def expect(self, kind: type[T], fits: Callable[[T], bool] = lambda _message: True) -> T:
