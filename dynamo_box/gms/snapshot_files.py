@@ -474,12 +474,14 @@ def _replace(temporary: Path, directory: Path) -> None:
         os.rename(directory, old)
     try:
         os.rename(temporary, directory)
+        with _directory(directory.parent) as root:
+            os.fsync(root)
     except OSError:
+        if not temporary.exists():
+            os.rename(directory, temporary)
         if replaces:
             os.rename(old, directory)
         raise
-    with _directory(directory.parent) as root:
-        os.fsync(root)
     if replaces:
         _delete(old)
 
