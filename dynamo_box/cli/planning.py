@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dynamo_box.cli.progress import Display, pull_progress
 from dynamo_box.errors import BoxError
-from dynamo_box.paths import home, run_dir
+from dynamo_box.paths import home, run_dir, snapshots_dir
 
 if TYPE_CHECKING:
     from dynamo_box.plan.types import Plan
@@ -70,6 +70,7 @@ class Planning:
             self._hardware,
             stored_facts(),
             run_dir=str(run_dir().root),
+            snapshots=str(snapshots_dir(run_dir(), home())),
             port=self._port,
             shipped=shipped_profiles,
         )

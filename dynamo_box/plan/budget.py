@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynamo_box.hardware import Hardware
-from dynamo_box.plan.memory import HOST, WorkerMemory, context_length, device_memory, sharer
+from dynamo_box.plan.awake_set import Contender, Gathering
+from dynamo_box.plan.memory import HOST, MIB, WorkerMemory, context_length, device_memory, sharer
 from dynamo_box.plan.placement import CPU
-from dynamo_box.plan.types import DevicePlan
+from dynamo_box.plan.types import DevicePlan, ModelPolicy
 from dynamo_box.profile.units import format_size
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 HOST_FRACTION = 0.9
 CPU_FRACTION = 0.8
+LAYOUT_GRANULE = 2 * MIB
+LARGEST = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -85,29 +88,84 @@ def device_plans(hardware: Hardware, capacity: Mapping[str, int]) -> tuple[Devic
     return tuple(plans)
 
 
+def contenders(workers: Sequence[WorkerMemory], policies: Mapping[str, ModelPolicy]) -> list[Contender]:
+    """The models, in the order of the profile."""
+    found = []
+    for name, policy in policies.items():
+        mine = [worker for worker in workers if worker.worker.model.name == name]
+        devices = dict.fromkeys(device for worker in mine for device in worker.worker.devices)
+        weights = {device: _fixed(device, mine)[0] for device in devices}
+        least = {device: sum(_parts(device, mine)) for device in devices}
+        stays = weights if policy.gms and policy.keep == "device" else {}
+        found.append(Contender(name, least, stays, policy.pin))
+    return found
+
+
 def allot(
     workers: Sequence[WorkerMemory],
-    host_need: int,
+    gatherings: Sequence[Gathering],
     capacity: Mapping[str, int],
     device_names: Mapping[str, str],
 ) -> Allotment:
-    """KV for every worker: what it asks for, else its usual amount, else an even part of what is left.
+    """KV for every worker: what it asks for, else its usual amount, else an even part of what is left to those that are
+    awake together, in the gathering that leaves least.
 
     A worker never gets less than one sequence of full length needs; if a device can't give that, it is a
     reason.
     """
     reasons = [text for worker in workers if (text := _too_little_asked(worker))]
-    room = {device: _room(device, workers, capacity) for device in capacity if device != HOST}
-    for device, left in room.items():
-        if left < 0:
-            reasons.append(_missing(device, workers, capacity[device], device_names.get(device, device)))
-    if host_need > capacity[HOST]:
-        reasons.append(
-            f"host: needs {format_size(host_need)} for interpreters and libraries, may use "
-            f"{format_size(capacity[HOST])}: {format_size(host_need - capacity[HOST])} missing"
-        )
-    kv = {worker.worker.name: _kv(worker, workers, room) for worker in workers}
+    kv: dict[str, int] = {}
+    for gathering in gatherings:
+        here = [worker for worker in workers if worker.worker.model.name in gathering.awake]
+        devices = [device for device in capacity if any(device in worker.worker.devices for worker in here)]
+        room = {device: _room(device, here, gathering, capacity) for device in devices}
+        alone = len(here) == len(workers)
+        for device, left in room.items():
+            if left < 0:
+                who = "" if alone else f"{', '.join(gathering.awake)} "
+                name = device_names.get(device, device)
+                reasons.append(_missing(device, here, gathering, capacity[device], f"{name}: {who}"))
+        for worker in here:
+            kv[worker.worker.name] = min(_kv(worker, here, room), kv.get(worker.worker.name, LARGEST))
     return Allotment(kv, tuple(reasons))
+
+
+def host_reasons(need: int, capacity: int, asleep: Mapping[str, int]) -> list[str]:
+    """What stands against the host's part. `asleep` are weights that must find room in host memory, by model, so that
+    others can wake.
+    """
+    if need > capacity:
+        return [
+            f"host: needs {format_size(need)} for interpreters and libraries, may use "
+            f"{format_size(capacity)}: {format_size(need - capacity)} missing"
+        ]
+    weights = sum(asleep.values())
+    if need + weights <= capacity:
+        return []
+    return [
+        f"host: needs {format_size(need + weights)} ({format_size(need)} for interpreters and libraries + "
+        f"{format_size(weights)} for the weights of {', '.join(asleep)} while they sleep), may use "
+        f"{format_size(capacity)}: {format_size(need + weights - capacity)} missing; with keep: disk they need none"
+    ]
+
+
+def sleeping_bytes(
+    workers: Sequence[WorkerMemory], policies: Mapping[str, ModelPolicy], gatherings: Sequence[Gathering]
+) -> dict[str, int]:
+    """Weights by model that host memory has to take so that models can take turns: for a moment of each turn those of
+    all of them, since one has left its device before the other comes from the host.
+    """
+    if len(gatherings) == 1 and len(gatherings[0].awake) == len(policies):
+        return {}
+    turning = [name for name, policy in policies.items() if policy.gms and policy.keep == "host" and not policy.pin]
+    return {name: weights_in_host(workers, name) for name in turning}
+
+
+def weights_in_host(workers: Sequence[WorkerMemory], model: str) -> int:
+    """Bytes of a model's weights in whole granules, one copy of what each device holds."""
+    mine = [worker for worker in workers if worker.worker.model.name == model]
+    devices = dict.fromkeys(device for worker in mine for device in worker.worker.devices)
+    return sum(-(-_fixed(device, mine)[0] // LAYOUT_GRANULE) * LAYOUT_GRANULE for device in devices)
 
 
 def _least(worker: WorkerMemory) -> int:
@@ -127,10 +185,15 @@ def _fixed(device: str, workers: Sequence[WorkerMemory]) -> tuple[int, int]:
     return weights, overhead
 
 
-def _room(device: str, workers: Sequence[WorkerMemory], capacity: Mapping[str, int]) -> int:
+def _parts(device: str, workers: Sequence[WorkerMemory]) -> tuple[int, int, int]:
+    """(weights, least KV, overhead) on the device."""
+    weights, overhead = _fixed(device, workers)
+    return weights, sum(_least(worker) for worker in workers if device in worker.worker.devices), overhead
+
+
+def _room(device: str, workers: Sequence[WorkerMemory], gathering: Gathering, capacity: Mapping[str, int]) -> int:
     """What is left of the device once everyone has the least; negative if they can't."""
-    kv = sum(_least(worker) for worker in workers if device in worker.worker.devices)
-    return capacity[device] - sum(_fixed(device, workers)) - kv
+    return capacity[device] - gathering.asleep.get(device, 0) - sum(_parts(device, workers))
 
 
 def _kv(worker: WorkerMemory, workers: Sequence[WorkerMemory], room: Mapping[str, int]) -> int:
@@ -162,17 +225,20 @@ def _too_little_asked(worker: WorkerMemory) -> str | None:
     )
 
 
-def _missing(device: str, workers: Sequence[WorkerMemory], capacity: int, name: str) -> str:
+def _missing(device: str, workers: Sequence[WorkerMemory], gathering: Gathering, capacity: int, whose: str) -> str:
     here = [worker for worker in workers if device in worker.worker.devices]
-    weights, overhead = _fixed(device, workers)
-    kv = sum(_least(worker) for worker in here)
-    need = weights + overhead + kv
+    weights, kv, overhead = _parts(device, here)
+    asleep = gathering.asleep.get(device, 0)
+    need = weights + kv + overhead + asleep
     parts = f"weights {format_size(weights)} + KV {format_size(kv)} + overhead {format_size(overhead)}"
+    parts += f" + weights asleep there {format_size(asleep)}" if asleep else ""
     text = (
-        f"{name}: needs {format_size(need)} ({parts}), may use {format_size(capacity)}: "
+        f"{whose}needs {format_size(need)} ({parts}), may use {format_size(capacity)}: "
         f"{format_size(need - capacity)} missing"
     )
-    hint = _shorter_context(here, capacity - weights - overhead)
+    if asleep >= need - capacity:
+        return f"{text}; with keep: host for those asleep it would fit"
+    hint = _shorter_context(here, capacity - weights - overhead - asleep)
     return f"{text}; {hint}" if hint else text
 
 

@@ -7,6 +7,7 @@ wherever there is room.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dynamo_box.hardware import CpuDevice
@@ -17,6 +18,24 @@ class CoreShare(NamedTuple):
 
     threads: int
     cores: tuple[int, ...] = ()
+
+
+def share_among(
+    cpu: CpuDevice, always: Sequence[str], turns: Sequence[Sequence[str]]
+) -> tuple[dict[str, CoreShare], int]:
+    """Shares by worker, and how many compute at once at most. The workers of each of `turns` are never awake together
+    with those of another, so that they may have the same cores; those of `always` have theirs beside them.
+    """
+    most = max((len(turn) for turn in turns), default=0)
+    found: dict[str, CoreShare] = {}
+    if not always:
+        for turn in turns:
+            found.update(zip(turn, share_cores(cpu, len(turn)), strict=True))
+        return found, most
+    shares = share_cores(cpu, len(always) + most)
+    for turn in turns or ((),):
+        found.update(zip((*always, *turn), shares, strict=False))
+    return found, len(always) + most
 
 
 def share_cores(cpu: CpuDevice, workers: int) -> list[CoreShare]:

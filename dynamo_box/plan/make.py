@@ -6,28 +6,47 @@ Pure: nothing here looks at the machine, so the same input gives the same plan, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dynamo_box.errors import PlanRefused
 from dynamo_box.hardware import CpuDevice, Hardware, SimulatedGpus, simulate
-from dynamo_box.plan.budget import allot, capacities, device_plans
+from dynamo_box.plan.awake_set import Gathering, gather, groups
+from dynamo_box.plan.budget import (
+    allot,
+    capacities,
+    contenders,
+    device_plans,
+    host_reasons,
+    sleeping_bytes,
+    weights_in_host,
+)
+from dynamo_box.plan.cores import CoreShare, share_among
 from dynamo_box.plan.memory import (
     FRONTEND_BYTES,
+    GMS_BYTES,
     GUARD_BYTES,
+    HOST,
     ROUTER_BYTES,
+    WorkerMemory,
     context_length,
+    gms_name,
     gpu_least_bytes,
+    items,
+    sharer,
     worker_memory,
 )
 from dynamo_box.plan.placement import Demand, Placed, demands, gpus_needed, place
 from dynamo_box.plan.processes import (
     computes_on_cpu,
     frontend_process,
+    gms_process,
     model_spec,
     router_process,
+    uses_gms,
     worker_processes,
 )
-from dynamo_box.plan.types import Plan, RestartPolicy
+from dynamo_box.plan.types import ModelPolicy, Plan, RestartPolicy
 from dynamo_box.profile.catalogue import facts_for
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.profile.units import format_size
@@ -45,14 +64,15 @@ def make_plan(
     facts: Mapping[str, ModelFacts],
     *,
     run_dir: str,
+    snapshots: str = "",
     port: int | None = None,
     shipped: Callable[[], Mapping[str, Profile]] | None = None,
 ) -> Plan:
     """The plan. `facts` are the store's models by name; the catalogue fills in for those not pulled yet,
     whose `ModelSpec.path` is then empty: plan again after the pull.
 
-    `port` overrides the profile's. `shipped` is called on refusal only, for what else this machine could
-    carry.
+    `snapshots` is the directory of weights that sleep on disk. `port` overrides the profile's. `shipped` is
+    called on refusal only, for what else this machine could carry.
 
     Raises:
         PlanRefused: with all reasons as details.
@@ -76,17 +96,21 @@ def make_plan(
 
     memories = [worker_memory(worker, profile.memory.kv_per_worker) for worker in placed]
     used = tuple(dict.fromkeys(device for worker in placed for device in worker.devices))
+    policies = _policies(profile, placed)
+    gms_devices = tuple(dict.fromkeys(worker.device for worker in placed if uses_gms(worker)))
     host_need = ROUTER_BYTES + FRONTEND_BYTES + 2 * GUARD_BYTES + sum(one.host + GUARD_BYTES for one in memories)
-    capacity, unreadable = capacities(profile.memory, hardware, used, host_need)
-    labels = {gpu.uuid: f"GPU {gpu.index} ({gpu.uuid})" for gpu in hardware.gpus}
-    allotment = allot(memories, host_need, capacity, labels)
-    reasons += unreadable or allotment.reasons
+    host_need += len(gms_devices) * (GMS_BYTES + GUARD_BYTES)
+    division = _divide(profile, hardware, memories, policies, used, host_need)
+    reasons += division.reasons
     reasons += _not_built(profile, wanted)
     if reasons:
         raise _refusal(profile, reasons, real, facts, shipped)
 
     specs = {model.name: model_spec(model, known[model.name]) for model in profile.served}
     models = tuple(specs.values())
+    capacity, gatherings = division.capacity, division.gatherings
+    shares, at_once = _core_shares(memories, division, policies, hardware.cpu)
+    host_left = capacity[HOST] - host_need
     return Plan(
         profile=profile.name,
         host=profile.frontend.host,
@@ -94,8 +118,12 @@ def make_plan(
         models=models,
         devices=device_plans(hardware, capacity),
         processes=(
+            *(
+                gms_process(device, _layouts(placed, device), capacity[device], host_left, snapshots, run_dir)
+                for device in gms_devices
+            ),
             router_process(profile.router, models, run_dir),
-            *worker_processes(memories, allotment.kv, hardware.cpu, specs, run_dir),
+            *worker_processes(memories, division.kv, shares, specs, run_dir),
             frontend_process(profile.frontend, models, run_dir, port),
         ),
         restart=RestartPolicy(
@@ -107,8 +135,108 @@ def make_plan(
             silence_s=profile.restart.silence,
         ),
         drain_s=profile.drain,
-        warnings=_warnings(profile, hardware, placed),
+        warnings=(
+            *_warnings(profile, hardware, placed, at_once),
+            *_homeless(policies, memories, host_left),
+        ),
+        policies=policies,
+        awake=gatherings[0].awake,
     )
+
+
+@dataclass(frozen=True)
+class Division:
+    """What each device may give and who is awake together, with KV bytes by worker; `reasons` speak against it."""
+
+    capacity: Mapping[str, int]
+    gatherings: tuple[Gathering, ...]
+    kv: Mapping[str, int]
+    reasons: tuple[str, ...]
+
+
+def _divide(
+    profile: Profile,
+    hardware: Hardware,
+    memories: list[WorkerMemory],
+    policies: Mapping[str, ModelPolicy],
+    used: tuple[str, ...],
+    host_need: int,
+) -> Division:
+    """The host's part has to hold what sleeps there, and what sleeps depends on the device's part: where the profile
+    leaves the split open, weights that find no room in the first division are set aside in the second.
+    """
+    labels = {gpu.uuid: f"GPU {gpu.index} ({gpu.uuid})" for gpu in hardware.gpus}
+    models = contenders(memories, policies)
+    asleep: Mapping[str, int] = {}
+    for reserved in (False, True):
+        reserve = sum(asleep.values()) if reserved else 0
+        capacity, unreadable = capacities(profile.memory, hardware, used, host_need + reserve)
+        gatherings = gather(models, capacity)
+        asleep = sleeping_bytes(memories, policies, gatherings)
+        if sum(asleep.values()) <= max(0, capacity[HOST] - host_need) or profile.memory.cpu is not None:
+            break
+    allotment = allot(memories, gatherings, capacity, labels)
+    found = (*allotment.reasons, *host_reasons(host_need, capacity[HOST], asleep))
+    return Division(capacity, gatherings, allotment.kv, tuple(unreadable) or found)
+
+
+def _policies(profile: Profile, placed: list[Placed]) -> dict[str, ModelPolicy]:
+    services = {worker.model.name: gms_name(worker.device) for worker in placed if uses_gms(worker)}
+    found = {}
+    for model in profile.served:
+        sleep = profile.sleep_of(model)
+        found[model.name] = ModelPolicy(
+            keep=sleep.keep,
+            idle_ttl_s=sleep.idle_ttl,
+            pin=sleep.pin,
+            min_awake_s=sleep.min_awake,
+            gms=services.get(model.name, ""),
+        )
+    return found
+
+
+def _layouts(placed: list[Placed], device: str) -> tuple[str, ...]:
+    here = (worker.model.name for worker in placed if worker.device == device and uses_gms(worker))
+    return tuple(dict.fromkeys(here))
+
+
+def _core_shares(
+    memories: list[WorkerMemory], division: Division, policies: Mapping[str, ModelPolicy], cpu: CpuDevice
+) -> tuple[dict[str, CoreShare], int]:
+    """Cores by worker; workers that can be awake at the same time never have the same ones."""
+    computing = [one.worker for one in memories if computes_on_cpu(one.worker)]
+    if len(division.gatherings[0].awake) == len(policies):
+        return share_among(cpu, (), [[worker.name for worker in computing]])
+    needs = {name: _needs([one for one in memories if one.worker.model.name == name], division.kv) for name in policies}
+    pinned = [name for name, policy in policies.items() if policy.pin]
+    turns = groups(needs, pinned, division.capacity)
+    always = [worker.name for worker in computing if worker.model.name in pinned]
+    return share_among(
+        cpu, always, [[worker.name for worker in computing if worker.model.name in turn] for turn in turns]
+    )
+
+
+def _needs(memories: list[WorkerMemory], kv: Mapping[str, int]) -> dict[str, int]:
+    """What a model takes of each device while it is awake."""
+    total: dict[str, int] = {}
+    for index, one in enumerate(memories):
+        for item in items(one, kv[one.worker.name], sharer(one, memories[:index])):
+            if item.device != HOST:
+                total[item.device] = total.get(item.device, 0) + item.bytes
+    return total
+
+
+def _homeless(policies: Mapping[str, ModelPolicy], memories: list[WorkerMemory], host_left: int) -> list[str]:
+    """Models that are meant to sleep in host memory and find no room there."""
+    found = []
+    for name, policy in policies.items():
+        size = weights_in_host(memories, name)
+        if policy.gms and policy.keep == "host" and policy.idle_ttl_s is not None and size > host_left:
+            found.append(
+                f"{name} can't sleep: its weights take {format_size(size)} of host memory, {format_size(host_left)} "
+                "are left; with keep: disk it could"
+            )
+    return found
 
 
 def _planned_hardware(profile: Profile, hardware: Hardware) -> Hardware:
@@ -153,8 +281,6 @@ def _not_built(profile: Profile, wanted: list[Demand]) -> list[str]:
             reasons[f"{demand.label}: {demand.role} workers are not built yet; use aggregated ones"] = None
     if profile.memory.tiers.host or profile.memory.tiers.disk:
         reasons["memory.tiers: KV tiers are not built yet; leave them out"] = None
-    if profile.sleep.after_idle is not None:
-        reasons["sleep.after_idle: sleeping models are not built yet; leave it out"] = None
     return list(reasons)
 
 
@@ -182,9 +308,9 @@ def _refusal(
     return PlanRefused(f"this machine can't carry profile {profile.name}", remedy=remedy, details=tuple(reasons))
 
 
-def _warnings(profile: Profile, hardware: Hardware, placed: list[Placed]) -> tuple[str, ...]:
+def _warnings(profile: Profile, hardware: Hardware, placed: list[Placed], computing: int) -> tuple[str, ...]:
+    """`computing` workers are awake at once, at most."""
     found: list[str] = []
-    computing = sum(computes_on_cpu(worker) for worker in placed)
     if computing > hardware.cpu.parallel:
         found.append(f"{computing} workers share {hardware.cpu.parallel} cores: they will slow each other down")
     if profile.simulate:

@@ -23,6 +23,7 @@ GIB = 1 << 30
 GUARD_BYTES = 8 * MIB
 ROUTER_BYTES = 64 * MIB
 FRONTEND_BYTES = 128 * MIB
+GMS_BYTES = 32 * MIB
 MOCK_BYTES = 48 * MIB
 TORCH_BYTES = 240 * MIB
 GPU_OVERHEAD_BYTES = 3 * GIB
@@ -36,7 +37,7 @@ ACTIVATIONS_PER_TOKEN = 16  # hidden-sized rows alive at once in a Llama layer: 
 
 @dataclass(frozen=True)
 class Weights:
-    """Two workers on one device with the same `key` share them; None for a copy of one's own."""
+    """Two workers on one device with the same `key` share them: it names their layout. None for a copy of one's own."""
 
     per_device: int
     arithmetic: str
@@ -89,6 +90,11 @@ def worker_memory(worker: Placed, kv_per_worker: int | None) -> WorkerMemory:
     return replace(sized, kv=None if kv is None else kv // span, kv_least=blocks * sized.block)
 
 
+def gms_name(device: str) -> str:
+    """The process that owns the weight memory of a device."""
+    return f"gms@{device}"
+
+
 def host_item(purpose: str, program: int, what: str) -> ByteItem:
     arithmetic = f"{what} {format_size(program)} + guard {format_size(GUARD_BYTES)}"
     return ByteItem(HOST, purpose, program + GUARD_BYTES, arithmetic)
@@ -108,7 +114,7 @@ def items(memory: WorkerMemory, kv: int, shared_with: str | None) -> tuple[ByteI
         if memory.weights:
             size, arithmetic = memory.weights.per_device, memory.weights.arithmetic
             if shared_with:
-                size, arithmetic = 0, f"the same mapped file as {shared_with}: counted there"
+                size, arithmetic = 0, f"the same layout as {shared_with}: counted there"
             found.append(ByteItem(device, "weights", size, arithmetic))
         if memory.kv_counts:
             text = f"{blocks} blocks × ({memory.block_arithmetic})"
@@ -142,11 +148,9 @@ def _native(worker: Placed) -> WorkerMemory:
     dtype = str(model.options.get("dtype", "float64" if facts.dtype == "float64" else "float32"))
     item = DTYPE_BYTES.get(dtype, 4)
     parameters = facts.weights_bytes // kept
-    if dtype == facts.dtype:
-        arithmetic = f"{parameters:,} × {item} B ({dtype}), the mapped file"
-        weights = Weights(facts.weights_bytes, arithmetic, key=model.origin)
-    else:
-        weights = Weights(parameters * item, f"{parameters:,} × {item} B ({dtype}), a copy: stored as {facts.dtype}")
+    stored = "" if dtype == facts.dtype else f" from {facts.dtype}"
+    arithmetic = f"{parameters:,} × {item} B ({dtype}{stored}), shared through {gms_name(worker.device)}"
+    weights = Weights(parameters * item, arithmetic, key=model.name)
     tokens = model.options.get("max_batch_tokens", NATIVE_STEP_TOKENS)
     tokens = tokens if isinstance(tokens, int) else NATIVE_STEP_TOKENS
     logits = 2 * model.max_batch * facts.vocab_size * 4

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from dynamo_box.hardware import CpuDevice
-from dynamo_box.plan.cores import CoreShare, share_cores
-from dynamo_box.plan.memory import FRONTEND_BYTES, ROUTER_BYTES, WorkerMemory, host_item, items, sharer
+from dynamo_box.plan.cores import CoreShare
+from dynamo_box.plan.memory import (
+    FRONTEND_BYTES,
+    GMS_BYTES,
+    ROUTER_BYTES,
+    WorkerMemory,
+    gms_name,
+    host_item,
+    items,
+    sharer,
+)
 from dynamo_box.plan.placement import CPU, Placed
 from dynamo_box.plan.types import ProcessPlan
 from dynamo_box.profile.facts import ModelFacts
-from dynamo_box.protocol.spec import FrontendSpec, ModelSpec, RouterSpec, WorkerSpec
+from dynamo_box.protocol.spec import FrontendSpec, GmsSpec, ModelSpec, RouterSpec, WorkerSpec
 
 if TYPE_CHECKING:
     from dynamo_box.profile.schema import FrontendSettings, RouterSettings, ServedModel
 
 ROUTER = "router"
 FRONTEND = "frontend"
+GMS_DEADLINE_S = 30.0
 ROUTER_DEADLINE_S = 30.0
 FRONTEND_DEADLINE_S = 60.0
 ENGINE_DEADLINES_S = {"native": 120.0, "mock": 60.0}
@@ -31,6 +40,30 @@ def model_spec(model: ServedModel, facts: ModelFacts) -> ModelSpec:
         fingerprint=facts.fingerprint,
         context_length=model.context_length or facts.context_length,
         block_size=model.block_size,
+    )
+
+
+def gms_process(
+    device: str, layouts: tuple[str, ...], capacity: int, host_capacity: int, snapshots: str, run_dir: str
+) -> ProcessPlan:
+    """The weight memory of one device, for the models called `layouts`. Its workers wait for it by themselves."""
+    name = gms_name(device)
+    return ProcessPlan(
+        name=name,
+        kind="gms",
+        program=("python", "-m", "dynamo_box.gms"),
+        spec=GmsSpec(
+            name=name,
+            run_dir=run_dir,
+            device=device,
+            capacity_bytes=capacity,
+            host_capacity_bytes=host_capacity,
+            snapshots=snapshots,
+            layouts=layouts,
+        ),
+        device=device,
+        start_deadline_s=GMS_DEADLINE_S,
+        memory=(host_item("overhead", GMS_BYTES, "Python and manifests"),),
     )
 
 
@@ -70,6 +103,8 @@ def frontend_process(
             max_queue=settings.max_queue,
             max_body_bytes=settings.max_body,
             discovery_timeout_s=settings.discovery_timeout,
+            max_waking=settings.max_waking,
+            wake_timeout_s=settings.wake_timeout,
         ),
         start_deadline_s=FRONTEND_DEADLINE_S,
         memory=(host_item("overhead", FRONTEND_BYTES, "Python, HTTP and tokenizers"),),
@@ -79,12 +114,10 @@ def frontend_process(
 def worker_processes(
     memories: list[WorkerMemory],
     kv: Mapping[str, int],
-    cpu: CpuDevice,
+    shares: Mapping[str, CoreShare],
     specs: Mapping[str, ModelSpec],
     run_dir: str,
 ) -> list[ProcessPlan]:
-    computing = [one.worker.name for one in memories if computes_on_cpu(one.worker)]
-    shares = dict(zip(computing, share_cores(cpu, len(computing)), strict=True))
     return [
         _worker(
             memory,
@@ -120,6 +153,8 @@ def _worker(
             max_batch=worker.model.max_batch,
             options=dict(worker.model.options),
             gpu_indices=tuple(gpu.index for gpu in worker.gpus if not gpu.simulated),
+            gms=gms_name(worker.device) if uses_gms(worker) else "",
+            layout=worker.model.name if uses_gms(worker) else "",
         ),
         model=worker.model.name,
         role=worker.role,
@@ -149,3 +184,8 @@ def _environment(worker: Placed, threads: int) -> dict[str, str]:
 def computes_on_cpu(worker: Placed) -> bool:
     """Whether it needs cores of its own; the mock engine hardly computes."""
     return worker.devices == (CPU,) and worker.model.engine != "mock"
+
+
+def uses_gms(worker: Placed) -> bool:
+    """Whether its weights are shared, and can sleep."""
+    return worker.devices == (CPU,) and worker.model.engine == "native"

@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
-from dynamo_box.plan.types import DevicePlan, Plan, ProcessPlan
+from dynamo_box.plan.awake_set import held_bytes
+from dynamo_box.plan.types import DevicePlan, ModelPolicy, Plan, ProcessPlan
 from dynamo_box.profile.units import format_size
+from dynamo_box.wording import duration
 
 _RIGHT = frozenset({"THREADS", "WEIGHTS", "KV", "OVERHEAD", "MEMORY", "MAY USE", "PLANNED", "LEFT", "BYTES"})
 
@@ -17,7 +19,7 @@ def plan_text(plan: Plan) -> str:
     """Processes in start order, devices with what is left of them, and the arithmetic of every byte."""
     models = ", ".join(f"{model.name} (context {model.context_length})" for model in plan.models)
     parts = [
-        f"profile {plan.profile}: {models} at {plan.endpoint}",
+        "\n".join((f"profile {plan.profile}: {models} at {plan.endpoint}", *sleep_lines(plan))),
         _table(
             ("PROCESS", "PROGRAM", "DEVICE", "CORES", "THREADS", "WEIGHTS", "KV", "OVERHEAD"),
             (_process_row(process) for process in plan.processes),
@@ -51,7 +53,44 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def planned_bytes(plan: Plan, device: str) -> int:
-    return sum(item.bytes for item in plan.memory if item.device == device)
+    """What is in use when `up` returns, by plan."""
+    return held_bytes(plan, device)
+
+
+_PLACES = {"device": "on the device", "host": "in host", "disk": "on disk"}
+
+
+def sleep_lines(plan: Plan) -> list[str]:
+    """Who is awake when `up` returns, who sleeps where, and what comes later; none for one model without a policy."""
+    said = [f"{name} {_when(policy)}" for name, policy in plan.policies.items() if _when(policy)]
+    lines = []
+    if len(plan.models) > 1:
+        asleep = [
+            f"{name} {f'asleep {_PLACES[policy.keep]}' if policy.gms else 'stopped'}"
+            for name, policy in plan.policies.items()
+            if name not in plan.awake
+        ]
+        awake = [f"{', '.join(plan.awake)} awake"] if plan.awake else []
+        lines.append(f"after up: {'; '.join((*awake, *asleep))}")
+    if said:
+        lines.append(f"later: {'; '.join(said)}")
+    return lines
+
+
+def _when(policy: ModelPolicy) -> str:
+    if policy.pin:
+        return "never sleeps by itself"
+    words = []
+    if policy.idle_ttl_s is not None:
+        act = f"sleeps {_PLACES[policy.keep]}" if policy.gms else "is stopped"
+        words.append(f"{act} after {_span(policy.idle_ttl_s)} without requests")
+    if policy.min_awake_s:
+        words.append(f"stays awake for {_span(policy.min_awake_s)} at least")
+    return ", ".join(words)
+
+
+def _span(seconds: float) -> str:
+    return duration(seconds) if seconds >= 60 else f"{seconds:g}s"
 
 
 def _process_row(process: ProcessPlan) -> tuple[str, ...]:
