@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fakes import snapshots
 from msgspec.structs import replace
+from rich.cells import cell_len
 from textual.pilot import Pilot
 
 from dynamo_box.paths import RunDir
@@ -445,6 +446,18 @@ class TestSizes:
             lines = screen.text.splitlines()
             assert len(lines) <= size[1]
             assert all(len(line) <= size[0] for line in lines)
+
+        play(looking, Options(screen=screen_name), size)
+
+    @pytest.mark.parametrize("screen_name", ["fleet", "memory", "models"])
+    @pytest.mark.parametrize("size", [(40, 10), (80, 24)])
+    def test_64_sleeping_models_fit(self, screen_name: str, size: tuple[int, int]) -> None:
+        async def looking(screen: Screen) -> None:
+            for snapshot in (snapshots.sleepers(), snapshots.hostile(), snapshots.sleepers()):
+                await screen.give(snapshot)
+                lines = screen.text.splitlines()
+                assert len(lines) <= size[1]
+                assert all(cell_len(line) <= size[0] for line in lines)
 
         play(looking, Options(screen=screen_name), size)
 
