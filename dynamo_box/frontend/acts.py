@@ -24,6 +24,12 @@ from dynamo_box.protocol.status import Asked, Told
 
 MAX_DRAIN_S = 3600.0
 
+_SLEEP_FIELDS = (
+    "the fields are 'to' (device, host or disk), 'force' and 'hold' (true or false), "
+    f"and 'drain_s' (seconds, at most {MAX_DRAIN_S:g})"
+)
+_WAKE_FIELDS = "a wake takes no options, so leave the body out"
+
 _FIELD = re.compile(r"\$\.(\w+)|field `(\w+)`")
 
 log = get_logger()
@@ -84,9 +90,9 @@ class Act:
             ApiError: the body is none of this act (400).
         """
         if self._act == "wake":
-            _decode(WakeBody, body)
+            _decode(WakeBody, body, _WAKE_FIELDS)
             return Asked(0, "wake", model, drain_s=0.0)
-        wanted: SleepBody = _decode(SleepBody, body)
+        wanted: SleepBody = _decode(SleepBody, body, _SLEEP_FIELDS)
         return Asked(0, "sleep", model, wanted.to, wanted.force, wanted.hold, wanted.drain_s)
 
     def _failure(self, model: str, told: Told) -> ApiError:
@@ -105,14 +111,12 @@ class Act:
         return errors.act_failed(status, f"{told.text}; {told.remedy}" if told.remedy else told.text)
 
 
-def _decode(kind: type[Any], body: bytes) -> Any:
-    fields = ", ".join(f"'{field}'" for field in kind.__struct_fields__)
+def _decode(kind: type[Any], body: bytes, remedy: str) -> Any:
     try:
         return msgspec.json.decode(body.strip() or b"{}", type=kind)
     except msgspec.ValidationError as error:
         found = _FIELD.search(str(error))
         field = (found[1] or found[2]) if found else None
-        remedy = f"the fields are {fields}" if fields else "leave the body out"
         raise errors.invalid_request(f"{error}; {remedy}", field) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.invalid_request(f"the body is not valid JSON: {error}") from error

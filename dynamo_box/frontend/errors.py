@@ -29,7 +29,8 @@ STOPPING = "this frontend is stopping or restarting"
 
 class ApiError(Exception):
     """A failed request. `param` is the field at fault, if one is. With `again` false the same would happen again, and
-    clients that try failed requests of this status again by themselves are told not to.
+    clients that try failed requests of this status again by themselves are told not to. `allow` is the header of
+    that name.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         again: bool = True,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -49,6 +51,7 @@ class ApiError(Exception):
         self.param = param
         self.code = code
         self.again = again
+        self.allow = allow
 
     @property
     def retry_after_s(self) -> int | None:
@@ -84,7 +87,7 @@ def forbidden(message: str) -> ApiError:
 def unknown_model(name: str, known: Iterable[str]) -> ApiError:
     names = sorted(known)
     there = ", ".join(names) or "none"
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     meant = f" (did you mean {near[0]}?)" if near else ""
     return ApiError(
         404,
@@ -101,7 +104,7 @@ def unknown_path(method: str, path: str) -> ApiError:
 
 def wrong_method(method: str, path: str, allowed: str) -> ApiError:
     message = f"{path} is not for {method}; use {allowed}"
-    return ApiError(405, message, kind="invalid_request_error", code="method_not_allowed")
+    return ApiError(405, message, kind="invalid_request_error", code="method_not_allowed", allow=allowed)
 
 
 def body_too_large(cap: int) -> ApiError:

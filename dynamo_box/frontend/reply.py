@@ -70,6 +70,8 @@ class Reply:
         headers = [JSON, (b"content-length", b"%d" % len(body))]
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        if error.allow is not None:
+            headers.append((b"allow", error.allow.encode()))
         if not error.again:
             headers.append((b"x-should-retry", b"false"))  # OpenAI's clients heed it
         if error.status in (413, 503):

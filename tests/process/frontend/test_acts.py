@@ -80,7 +80,7 @@ def test_what_is_asked_wrongly_is_refused_by_name(tmp_path: Path, tiny_model: Pa
                 answer = await box.post(body, SLEEP)
                 assert (answer.status, answer.error["param"]) == (400, field), (body[:40], answer.body)
                 if field is not None:
-                    assert "the fields are 'to', 'force', 'hold', 'drain_s'" in answer.error["message"]
+                    assert "'to' (device, host or disk)" in answer.error["message"]
             answer = await box.post(raw({"to": "disk"}), WAKE)
             assert (answer.status, answer.error["param"]) == (400, "to")
             assert "leave the body out" in answer.error["message"]
