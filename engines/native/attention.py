@@ -7,6 +7,7 @@ its longest; a prompt's chunk attends on its own.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 from collections import defaultdict
@@ -34,6 +35,8 @@ class KvCache:
         self.bytes = count * dtype.itemsize
         self.blocks = blocks
         self._memory = mmap.mmap(-1, self.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            self._memory.madvise(mmap.MADV_NOHUGEPAGE)  # a block lies in layers × 2 pieces: each would take a huge page
         flat = torch.frombuffer(self._memory, dtype=dtype, count=count)
         self._address = flat.data_ptr()
         self._layers: tuple[torch.Tensor, ...] = flat.view(shape).unbind()

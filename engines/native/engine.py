@@ -79,6 +79,7 @@ class NativeEngine:
         self._thread: threading.Thread | None = None
         self._info: EngineInfo | None = None
         self._vocab_size = 0
+        self._asleep = False
         self._cached: dict[bytes, None] = {}
         self._figures = WorkerFigures()
         self._requests = 0
@@ -108,6 +109,8 @@ class NativeEngine:
     def submit(self, sequence: SequenceRequest) -> None:
         if self._info is None:
             raise RequestRejected("the engine has not started")
+        if self._asleep:
+            raise EngineError("the engine is asleep")
         _check(sequence, self._info, self._vocab_size)
         self._requests += 1
         self._commands.put(sequence)
@@ -133,12 +136,16 @@ class NativeEngine:
     async def sleep(self) -> SleepReport:
         done: asyncio.Future[SleepReport] = self._loop.create_future()
         self._commands.put(_Sleep(done))
-        return await done
+        report = await done
+        self._asleep = True
+        return report
 
     async def wake(self, deadline_s: float) -> WakeReport:
         done: asyncio.Future[WakeReport] = self._loop.create_future()
         self._commands.put(_Wake(done, deadline_s))
-        return await done
+        report = await done
+        self._asleep = False
+        return report
 
     async def close(self) -> None:
         """End the compute thread after the step it is in."""
@@ -164,6 +171,8 @@ class NativeEngine:
         except Exception as error:
             log.exception("the compute thread failed")
             self._tell(self._sink.fatal, f"{type(error).__name__}: {error}")
+        finally:
+            runner.close()
 
     def _obey(self, runner: Runner) -> bool:
         """Carry out the commands that wait; with nothing to compute wait for the next. False to stop."""
@@ -178,7 +187,6 @@ class NativeEngine:
                 case _Wake(done, deadline_s):
                     self._rest(runner, done, partial(runner.wake, deadline_s), ())
                 case _Stop():
-                    runner.close()
                     return False
         return True
 

@@ -12,6 +12,12 @@ from engines.native.attention import Batch, KvCache
 from engines.native.config import LlamaConfig
 from engines.native.rope import Rotation, inverse_frequencies
 
+HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+WIDE = 16
+"""Rows from which on a CPU without instructions for bfloat16 multiplies faster in float32, the conversion of the
+matrix included: with 32 rows twice as fast, with 128 four times. A single row is faster in bfloat16: half the bytes.
+"""
+
 
 @dataclass(frozen=True)
 class _Linear:
@@ -19,6 +25,9 @@ class _Linear:
     bias: torch.Tensor | None
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.weight.dtype is torch.bfloat16 and len(inputs) >= WIDE and not HAS_BFLOAT16:
+            bias = None if self.bias is None else self.bias.float()
+            return linear(inputs.float(), self.weight.float(), bias).to(torch.bfloat16)
         return linear(inputs, self.weight, self.bias)
 
 

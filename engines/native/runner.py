@@ -62,18 +62,22 @@ class Runner:
         self._block_size = spec.model.block_size
         self._dtype = dtype
         self._config = config
-        self._shared = SharedWeights(spec, config, dtype) if spec.gms else None
-        weights = self._shared.open(progress) if self._shared else private_weights(model, config, dtype, progress)
-        self._model = Llama(config, weights, dtype)
-        self._asleep = False
-        self._make_room_for_kv()
-        pool_tokens = self._pool.total * self._block_size
-        self._context = min(spec.model.context_length, config.context_length, pool_tokens)
+        self._cache = _make_cache(config, spec, dtype)
+        self._start_with_no_blocks_used()
+        self._context = min(spec.model.context_length, config.context_length, self._pool.total * self._block_size)
         self._sequences: dict[int, Sequence] = {}
         self._arrivals = 0
         self._prompt_tokens = self._cached_tokens = self._output_tokens = self._errors = self._steps = 0
-        progress("warm-up", None, None, "")
-        self._warm_up()
+        self._asleep = False
+        self._shared = SharedWeights(spec, config, dtype) if spec.gms else None
+        try:
+            weights = self._shared.open(progress) if self._shared else private_weights(model, config, dtype, progress)
+            self._model = Llama(config, weights, dtype)
+            progress("warm-up", None, None, "")
+            self._warm_up()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def vocab_size(self) -> int:
@@ -124,18 +128,23 @@ class Runner:
         """Give back the KV pool and unmap the weights; nothing may be computed until `wake`.
 
         Raises:
-            EngineError: the weights are the process's own, or can't be unmapped.
+            EngineError: something runs, the weights are the process's own, or they can't be unmapped.
         """
         if self._shared is None:
             raise EngineError("these weights are the process's own: they can't be given back")
-        began = time.monotonic()
+        if self._asleep:
+            return SleepReport(0, 0)
+        if not self.idle:
+            raise EngineError(f"{len(self._sequences)} sequences still run")
+        began = time.perf_counter()
         kv_bytes = self._cache.resident_bytes
         weights_bytes = self._shared.unmap()
-        unmapped = time.monotonic()
         self._asleep = True
+        unmapped = time.perf_counter()
         self._cache.close()
-        ctypes.CDLL(None).malloc_trim(0)
-        return SleepReport(kv_bytes, weights_bytes, {"unmap": unmapped - began, "kv": time.monotonic() - unmapped})
+        self._start_with_no_blocks_used()
+        ctypes.CDLL(None).malloc_trim(0)  # what torch left in malloc's arenas
+        return SleepReport(kv_bytes, weights_bytes, {"unmap": unmapped - began, "kv": time.perf_counter() - unmapped})
 
     def wake(self, deadline_s: float) -> WakeReport:
         """The same weights at the same addresses, and an empty pool.
@@ -143,25 +152,24 @@ class Runner:
         Raises:
             EngineError: still asleep; for good if the weights have changed.
         """
-        assert self._shared is not None, "only shared weights are given back"
+        if self._shared is None or not self._asleep:
+            return WakeReport({})
         phases = self._shared.remap(deadline_s)
-        began = time.monotonic()
+        began = time.perf_counter()
         try:
-            self._make_room_for_kv()
-        except (OSError, EngineError) as error:
+            self._cache = _make_cache(self._config, self._spec, self._dtype)
+        except OSError as error:
             self._shared.unmap()
             raise EngineError(f"no memory for KV: {error}") from error
         self._asleep = False
-        phases["kv"] = time.monotonic() - began
-        return WakeReport(phases)
+        return WakeReport({**phases, "kv": time.perf_counter() - began})
 
     def close(self) -> None:
-        """Let go of the service's lock."""
+        """Let go of the weights, which must not be touched again."""
         if self._shared is not None:
             self._shared.close()
 
-    def _make_room_for_kv(self) -> None:
-        self._cache = _make_cache(self._config, self._spec, self._dtype)
+    def _start_with_no_blocks_used(self) -> None:
         self._pool = BlockPool(self._cache.blocks)
         self._scheduler = Scheduler(
             self._pool,
@@ -174,7 +182,7 @@ class Runner:
         batch, sampling = make_batch(works, self._block_size, self._dtype)
         logits = self._model.forward(batch, self._cache)
         sequences = [work.sequence for work in sampling]
-        chosen = sample(logits, sequences) if sequences else []
+        chosen = sample(_precise(logits), sequences) if sequences else []
         for work in works:
             self._scheduler.computed(work)
         return [self._advance(one, token) for one, token in zip(sequences, chosen, strict=True)]
@@ -236,7 +244,7 @@ class Runner:
             batch, works = make_batch([Work(sequence, count)], self._block_size, self._dtype)
             logits = self._model.forward(batch, self._cache)
             if works:
-                sample(logits, [sequence])
+                sample(_precise(logits), [sequence])
 
 
 def _make_cache(config: LlamaConfig, spec: WorkerSpec, dtype: torch.dtype) -> KvCache:
@@ -256,6 +264,11 @@ def _make_cache(config: LlamaConfig, spec: WorkerSpec, dtype: torch.dtype) -> Kv
         head_dim=config.head_dim,
         dtype=dtype,
     )
+
+
+def _precise(logits: torch.Tensor) -> torch.Tensor:
+    """Probabilities in bfloat16 would not even add up to one."""
+    return logits.float() if logits.dtype is torch.bfloat16 else logits
 
 
 def _compute_dtype(wanted: str | None, kept: torch.dtype) -> torch.dtype:

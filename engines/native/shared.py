@@ -14,6 +14,7 @@ from dynamo_box.paths import RunDir
 from dynamo_box.protocol.gms import Queued
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import EngineError, ReportProgress
+from engines.log import get_logger
 from engines.native.config import LlamaConfig
 from engines.native.tensors import Planned, tensor_plan
 from engines.native.weights import Checkpoint
@@ -21,6 +22,8 @@ from engines.native.weights import Checkpoint
 LAYOUT_VERSION = 1
 """Of what `tensor_plan` makes of a checkpoint: a layout of another version is not mapped but replaced."""
 OPEN_DEADLINE_S = 600.0
+
+log = get_logger()
 
 
 class SharedWeights:
@@ -47,12 +50,14 @@ class SharedWeights:
             progress(f"waiting for weights from {queued.holder}", seconds, None, "s")
 
         try:
-            self._weights.open(
+            opened = self._weights.open(
                 lambda: [self._spec_of(one) for one in self._plan],
                 lambda views: self._fill(views, progress),
                 timeout_s=OPEN_DEADLINE_S,
                 waiting=waiting,
+                make_room=True,  # an epoch of other content that nobody reads is of no use to anybody
             )
+            log.info("weights", wrote=opened.wrote, bytes=opened.bytes, phases=opened.phases)
             return self._bind(self._weights.tensors())
         except GmsFailure as error:
             raise EngineError(f"no weights from the memory service: {error}") from error
