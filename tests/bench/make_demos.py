@@ -1,7 +1,7 @@
 """Make the recordings that ship with the program: `DYNBOX_HOME=HOME python tests/bench/make_demos.py [NAME …]`.
 
-HOME is a home whose store holds `smollm2` (its tokenizer is what the mock workers use). Each demo is a real box of the
-profile `mock-8gpu` under a real load, watched over its control socket. Paths, ports and names of the machine are
+HOME is a home whose store holds `smollm2` (its tokenizer is what the mock workers use). Each demo is a real box of its
+story's profile under a real load, watched over its control socket. Paths, ports and names of the machine are
 replaced before they are written, everywhere in a snapshot or a log line, and the result is searched for them.
 """
 
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import openai
@@ -48,43 +48,51 @@ QUESTIONS = ("Why does it run fast?", "Which oil?", "How do I set it to spring t
 
 
 class Load:
-    """Chats with a few shared system prompts, some much more popular than others, so that hit rates differ."""
+    """Chats with a few shared system prompts, some much more popular than others, so that hit rates differ. `chapters`
+    is how much longer the longest prompts are than the shortest.
+    """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, chapters: int) -> None:
         self.sent = self.failed = 0
         self._random = random.Random(7)
         self._client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
         self._running: set[asyncio.Task[None]] = set()
-        self._prompts = ["".join(TEXT.format(n * 100 + k) for k in range(4 + 3 * (n % 5))) for n in range(24)]
+        self._prompts = [
+            "".join(TEXT.format(n * 100 + k) for k in range(1 + chapters * (1 + n % 5))) for n in range(24)
+        ]
 
-    async def at(self, rate: float, seconds: float, tokens: int = 90) -> None:
+    async def at(self, rate: float, seconds: float, tokens: int = 90, model: str = "mock") -> None:
         """`rate` requests a second for so long, at random moments; answers of about `tokens` tokens."""
         end = time.monotonic() + seconds
         while (wait := self._random.expovariate(rate)) < end - time.monotonic():
             await asyncio.sleep(wait)
-            self._begin(tokens)
+            self._begin(tokens, model)
         await asyncio.sleep(max(end - time.monotonic(), 0))
 
-    def burst(self, count: int, tokens: int = 60) -> None:
+    def burst(self, count: int, tokens: int = 60, model: str = "mock") -> None:
         for _ in range(count):
-            self._begin(tokens)
+            self._begin(tokens, model)
+
+    async def settle(self) -> None:
+        """Until nothing runs."""
+        await asyncio.gather(*self._running)
 
     async def finish(self) -> None:
-        await asyncio.gather(*self._running)
+        await self.settle()
         await self._client.close()
 
-    def _begin(self, tokens: int) -> None:
-        task = asyncio.create_task(self._chat(tokens))
+    def _begin(self, tokens: int, model: str) -> None:
+        task = asyncio.create_task(self._chat(tokens, model))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _chat(self, tokens: int) -> None:
+    async def _chat(self, tokens: int, model: str) -> None:
         which = min(int(self._random.paretovariate(0.7)) - 1, len(self._prompts) - 1)
         question = f"{self._random.choice(QUESTIONS)} Order {self._random.randrange(10_000)}."
         self.sent += 1
         try:
             async for _ in await self._client.chat.completions.create(
-                model="mock",
+                model=model,
                 stream=True,
                 max_tokens=max(8, int(self._random.gauss(tokens, tokens / 3))),
                 messages=[
@@ -118,10 +126,37 @@ async def crash_recovery(load: Load, run: RunDir) -> None:
     await load.at(2, 4)
 
 
-STORIES: dict[str, Callable[[Load, RunDir], Awaitable[None]]] = {
-    "routed-load": routed_load,
-    "crash-recovery": crash_recovery,
+async def sleep_wake(load: Load, run: RunDir) -> None:
+    """Two models that don't fit awake together take turns; a person puts one to sleep, on disk, and wakes it."""
+    await asyncio.sleep(3)
+    first, second = "smollm2", "smollm2-bf16"
+    for model in (first, second, first):
+        await load.at(1.5, 5, tokens=24, model=model)
+        await load.settle()
+    await asyncio.to_thread(steer, run, lambda client: client.sleep(first, to="disk", timeout_s=60.0))
+    await asyncio.sleep(4)
+    await asyncio.to_thread(steer, run, lambda client: client.wake(first, timeout_s=60.0))
+    await load.at(1.5, 5, tokens=24, model=first)
+
+
+class Story(NamedTuple):
+    """`chapters` as in Load: a model that computes on a cpu has no time for long prompts."""
+
+    tell: Callable[[Load, RunDir], Awaitable[None]]
+    profile: str = "mock-8gpu"
+    chapters: int = 3
+
+
+STORIES = {
+    "routed-load": Story(routed_load),
+    "crash-recovery": Story(crash_recovery),
+    "sleep-wake": Story(sleep_wake, "two-models", 0),
 }
+
+
+def steer(run: RunDir, act: Callable[[ControlClient], object]) -> None:
+    with ControlClient.connect(run) as client:
+        act(client)
 
 
 def kill(run: RunDir, process: str) -> None:
@@ -225,10 +260,11 @@ def make(name: str) -> None:
         dynbox = [sys.executable, "-m", "dynamo_box"]
         scrubber = Scrubber(run, box_home, port)
         made = Path(directory, name)
-        subprocess.run([*dynbox, "up", "--profile", "mock-8gpu", "--port", str(port)], env=environment, check=True)
+        story = STORIES[name]
+        subprocess.run([*dynbox, "up", "--profile", story.profile, "--port", str(port)], env=environment, check=True)
         try:
             with Recorder(made) as recorder:
-                asyncio.run(tell(STORIES[name], RunDir(run), port, recorder, scrubber))
+                asyncio.run(tell(story, RunDir(run), port, recorder, scrubber))
         finally:
             subprocess.run([*dynbox, "down", "--drain", "0"], env=environment, check=True)
         print(check(made, scrubber))
@@ -236,13 +272,11 @@ def make(name: str) -> None:
         target.write_bytes(made.read_bytes())
 
 
-async def tell(
-    story: Callable[[Load, RunDir], Awaitable[None]], run: RunDir, port: int, recorder: Recorder, scrubber: Scrubber
-) -> None:
+async def tell(story: Story, run: RunDir, port: int, recorder: Recorder, scrubber: Scrubber) -> None:
     stop = threading.Event()
     recording = asyncio.create_task(asyncio.to_thread(record, run, recorder, scrubber, stop))
-    load = Load(port)
-    await story(load, run)
+    load = Load(port, story.chapters)
+    await story.tell(load, run)
     await load.finish()
     stop.set()
     await recording

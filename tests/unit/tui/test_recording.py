@@ -13,11 +13,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from fakes import snapshots
 
 from dynamo_box.control.logs import Entry
 from dynamo_box.errors import BoxError, UsageError
-from dynamo_box.protocol.figures import WorkerFigures
+from dynamo_box.protocol.figures import FrontendFigures, WorkerFigures
 from dynamo_box.snapshot import BoxInfo, BoxSnapshot, ProcessInfo
+from dynamo_box.tui import demos
 from dynamo_box.tui.recorder import Recorder
 from dynamo_box.tui.recording import FRAME, MAX_PAYLOAD, Header, Kind, Recording, preamble
 
@@ -65,6 +67,22 @@ def test_what_was_recorded_is_there_in_order(made: Path) -> None:
         assert recording.kind(0) is Kind.SNAPSHOT
         assert recording.snapshot(18) == snapshot(9)
         assert [each.fields["n"] for each in recording.entries(19)] == [27, 28, 29]
+
+
+def test_sleeping_models_and_shared_layouts_come_out_as_they_went_in(tmp_path: Path) -> None:
+    path = tmp_path / "box.dynrec"
+    with Recorder(path) as recorder:
+        recorder.snapshot(snapshots.shared())
+    with Recording.open(path) as recording:
+        assert recording.snapshot(0) == snapshots.shared()
+
+
+@pytest.mark.parametrize("demo", ["routed-load", "crash-recovery"])
+def test_a_recording_from_before_models_slept_still_plays(demo: str) -> None:
+    with Recording.open(demos.path(demo)) as recording:
+        old = recording.snapshot(next(at for at in range(len(recording)) if recording.kind(at) is Kind.SNAPSHOT))
+    assert all(model.residency is None for model in old.models)
+    assert [each.figures.waking for each in old.processes if isinstance(each.figures, FrontendFigures)] in ([], [{}])
 
 
 def test_a_snapshot_of_no_time_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -124,7 +142,8 @@ def test_a_recorder_that_is_killed_loses_nothing_that_it_has_taken(tmp_path: Pat
         import os, signal, sys
         from pathlib import Path
         from dynamo_box.snapshot import BoxInfo, BoxSnapshot
-        from dynamo_box.tui.recorder import Recorder
+        from dynamo_box.tui import demos
+from dynamo_box.tui.recorder import Recorder
         recorder = Recorder(Path({str(path)!r}))
         for number in range(5):
             recorder.snapshot(BoxSnapshot(BoxInfo("ready", "p", "", 1, number), (), ()))
