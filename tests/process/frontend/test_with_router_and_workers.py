@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -83,6 +84,33 @@ def test_the_second_request_goes_where_the_first_left_its_blocks(tmp_path: Path,
                 assert again.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 100
             metrics = (await box.frontend.get("/metrics")).body.decode()
             assert 'dynamo_component_router_kv_hit_rate{model="tiny"} 0.' in metrics
+
+    scenario(work)
+
+
+def test_a_model_that_has_woken_answers_before_any_watch_has_noticed(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with running(tmp_path, tiny_model, workers=1) as box:
+            frontend = box.frontend
+            (announced,) = frontend.run_dir.instances.glob("*.json")
+            content = announced.read_bytes()
+            took = []
+            for _ in range(6):
+                frontend.says("falling_asleep")
+                announced.unlink()
+                await frontend.asleep()
+                answer = frontend.post({"max_tokens": 1})
+                await frontend.asked()
+                frontend.says("waking")
+                await frontend.until_state_is("waking")
+                began = time.perf_counter()
+                announced.with_suffix(".new").write_bytes(content)
+                announced.with_suffix(".new").replace(announced)
+                frontend.says("awake")
+                assert (await answer).status == 200
+                took.append(time.perf_counter() - began)
+            print("awake to answered, ms:", [round(each * 1000, 1) for each in took])
+            assert min(took) < 0.1, took
 
     scenario(work)
 

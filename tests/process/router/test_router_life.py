@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from dynamo_box.protocol import status
+from dynamo_box.protocol.residency import Residency
 from dynamo_box.protocol.route import Place, Release, Unplaced
 
 
@@ -53,6 +54,21 @@ def test_an_interrupt_from_the_terminal_is_ignored(stage: Any) -> None:
     router.process.send_signal(signal.SIGINT)
     router.status.send(status.Set(1, "mode", "random"))
     assert router.expect(status.Answer).error == ""
+
+
+def test_orders_that_are_for_others_are_passed_over(stage: Any) -> None:
+    router = stage.router()
+    for order in (
+        status.Residencies((Residency("smollm2", "asleep"),)),
+        status.Sleep(1, 1.0),
+        status.Wake(2, 1.0),
+        status.Move(3, "smollm2", "host"),
+        status.Drop(4, "smollm2"),
+        status.Told(5, 0, ""),
+        status.Set(6, "mode", "random"),
+    ):
+        router.status.send(order)
+    assert router.expect(status.Answer).id == 6
 
 
 def test_without_a_supervisor_it_says_who_starts_it() -> None:
