@@ -142,8 +142,7 @@ def test_a_recorder_that_is_killed_loses_nothing_that_it_has_taken(tmp_path: Pat
         import os, signal, sys
         from pathlib import Path
         from dynamo_box.snapshot import BoxInfo, BoxSnapshot
-        from dynamo_box.tui import demos
-from dynamo_box.tui.recorder import Recorder
+        from dynamo_box.tui.recorder import Recorder
         recorder = Recorder(Path({str(path)!r}))
         for number in range(5):
             recorder.snapshot(BoxSnapshot(BoxInfo("ready", "p", "", 1, number), (), ()))
