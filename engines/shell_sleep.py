@@ -5,6 +5,8 @@
 One transition at a time: what comes in the middle of another is refused. Each way either arrives or leaves the
 worker as it was: with requests left at a sleep's deadline it is announced again and serves on; a wake that fails
 gives back what it took. The end of the process (Stop, Drain, TERM, no supervisor) interrupts both.
+
+An engine that can't sleep is only brought to rest, withdrawn and with nothing in flight: the supervisor stops it then.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from dynamo_box.protocol import status
-from engines.contract import SLEEP, Engine, EngineError, EngineInfo, Sleeper
+from engines.contract import SLEEP, Engine, EngineError, EngineInfo, Sleeper, SleepReport
 from engines.log import get_logger
 from engines.shell_announce import Announcement
 from engines.shell_canary import Canary
@@ -78,19 +80,17 @@ class SleepCycle:
             self._host.send(status.Slept(message.id, error=f"the worker is {self._doing}"))
         elif self._asleep:
             self._host.send(status.Slept(message.id))
-        elif self._sleeper is None:
-            self._host.send(status.Slept(message.id, error="this engine can't sleep"))
         else:
-            self._begin("falling asleep", self._fall_asleep(message, self._sleeper))
+            self._begin("falling asleep", self._fall_asleep(message))
 
     def wake(self, message: status.Wake) -> None:
         """Begin it, or answer at once."""
         if self._doing:
             self._host.send(status.Woken(message.id, error=f"the worker is {self._doing}"))
-        elif not self._asleep or self._sleeper is None:
+        elif not self._asleep:
             self._host.send(status.Woken(message.id))
         else:
-            self._begin("waking", self._wake_up(message, self._sleeper))
+            self._begin("waking", self._wake_up(message))
 
     def abandon(self) -> None:
         """The process ends: leave it at what has been done, and have nothing more in the way."""
@@ -111,7 +111,7 @@ class SleepCycle:
 
     # falling asleep
 
-    async def _fall_asleep(self, message: status.Sleep, sleeper: Sleeper) -> None:
+    async def _fall_asleep(self, message: status.Sleep) -> None:
         began = time.perf_counter()
         self.announcement.withdraw()
         self._requests.refuse_new(GOING_TO_SLEEP)
@@ -127,7 +127,7 @@ class SleepCycle:
         drained = time.perf_counter()
         try:
             async with asyncio.timeout(ENGINE_SLEEP_S):
-                report = await sleeper.sleep()
+                report = await self._sleeper.sleep() if self._sleeper is not None else SleepReport(0, 0)
         except TimeoutError:
             self._fail(message.id, f"the engine did not fall asleep within {ENGINE_SLEEP_S:g} s")
         except EngineError as error:
@@ -163,11 +163,14 @@ class SleepCycle:
 
     # waking
 
-    async def _wake_up(self, message: status.Wake, sleeper: Sleeper) -> None:
+    async def _wake_up(self, message: status.Wake) -> None:
         deadline_s = min(max(0.0, message.deadline_s), LONGEST_S)
         faulthandler.dump_traceback_later(deadline_s + WATCHDOG_MARGIN_S, exit=True)
         try:
-            phases = await self._serve_as_before(deadline_s, sleeper)
+            phases = await self._serve_as_before(deadline_s, self._sleeper) if self._sleeper is not None else {}
+            if self._sleeper is None:
+                self._asleep = False
+                self._serve_again()
         except TimeoutError:
             self._sleep_on(message.id, f"the engine did not wake within {deadline_s:g} s", broken=True)
         except EngineError as error:

@@ -341,8 +341,6 @@ class Models:
         Raises:
             BoxError: requests still run; all serve on.
         """
-        if not model.policy.gms:
-            return await self._stop_workers(model, drain_s, force=force)
         why = f"cancelled: {model.name} was put to sleep by force" if force else ""
         ready = [worker for worker in model.workers if worker.is_ready]
         outcomes = await asyncio.gather(
@@ -365,6 +363,9 @@ class Models:
         if problem is not None:
             await asyncio.gather(*(worker.wake(WAKE_DEADLINE_S) for worker in slept), return_exceptions=True)
             raise problem
+        if not model.policy.gms:
+            await asyncio.gather(*(worker.stop(0) for worker in model.workers if worker.state is not State.FATAL))
+            return {}
         await asyncio.gather(*(worker.stop(0) for worker in self._not_asleep(model)))
         return slept
 
@@ -372,25 +373,6 @@ class Models:
         """Workers on their way up or down: waking starts them anew."""
         at_rest = (State.ASLEEP, State.STOPPED, State.PLANNED, State.FATAL)
         return [worker for worker in model.workers if worker.state not in at_rest]
-
-    async def _stop_workers(self, model: _Model, drain_s: float, *, force: bool) -> dict[Child, status.Slept]:
-        if not force and not await self._until_idle(model, drain_s):
-            raise TimedOut(
-                f"{model.name} still has requests after {drain_s:g} s",
-                remedy="wait longer with --drain SECONDS, or cancel them with --force",
-            )
-        await asyncio.gather(*(worker.stop(0) for worker in model.workers if worker.state is not State.FATAL))
-        return {}
-
-    async def _until_idle(self, model: _Model, drain_s: float) -> bool:
-        """Until nothing runs, as workers report it; they do so when it changes."""
-        deadline = self._loop.time() + drain_s
-        while self._runs(model):
-            left_s = deadline - self._loop.time()
-            if left_s <= 0:
-                return False
-            await self._wait_for_change(left_s)
-        return True
 
     async def _move_asleep(self, model: _Model, to: Place | str, *, hold: bool) -> control.ModelSlept:
         """It sleeps already: only its weights may go elsewhere."""
