@@ -1,0 +1,17 @@
+"""`python -m dynamo_box.gms`."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from dynamo_box.child_main import run_child
+from dynamo_box.gms.service import GmsProcess, keeper_socket_from_environment
+
+
+async def serve(status_socket: socket.socket) -> int:
+    return await GmsProcess(keeper_socket_from_environment()).run(status_socket)
+
+
+if __name__ == "__main__":
+    sys.exit(run_child(serve))
