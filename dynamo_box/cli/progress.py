@@ -16,7 +16,9 @@ from dynamo_box.snapshot import BoxSnapshot, EventInfo
 _STEPS = 10
 """Off a terminal, a phase with an extent is told again at each tenth."""
 _BAR_COLUMNS = 20
-_STATE_STYLES = {"ready": "green", "fatal": "red", "backoff": "yellow"}
+_DONE = frozenset({"ready", "asleep", "stopped"})
+"""States in which a start has got where it was to go: models that don't fit together sleep or are stopped again."""
+_STATE_STYLES = {"ready": "green", "asleep": "blue", "fatal": "red", "backoff": "yellow"}
 
 
 class Row(NamedTuple):
@@ -36,12 +38,12 @@ class Row(NamedTuple):
 
 
 def rows_of(snapshot: BoxSnapshot) -> list[Row]:
-    """One row a process, in start order; a process that is ready shows no phase any more."""
+    """One row a process, in start order; a process that is ready or asleep shows no phase any more."""
     rows = []
     for process in snapshot.processes:
         extent = process.progress
-        if process.state == "ready" or extent is None:
-            phase = "" if process.state == "ready" else process.phase
+        if process.state in _DONE or extent is None:
+            phase = "" if process.state in _DONE else process.phase
             rows.append(Row(process.name, process.state, phase, cause=process.cause))
         else:
             rows.append(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Annotated, Any
 
 import typer
 
 from dynamo_box import wording
 from dynamo_box.cli import complete, output, render, terminal
+from dynamo_box.cli.model_words import model_words, wake_words
 from dynamo_box.control.client import ControlClient
 from dynamo_box.errors import ExitCode, NotRunning
 from dynamo_box.paths import run_dir
@@ -25,6 +27,9 @@ NO_BOX: dict[str, Any] = {
 
 _STATE_STYLES = {
     "ready": "green",
+    "asleep": "blue",
+    "falling_asleep": "yellow",
+    "waking": "yellow",
     "starting": "yellow",
     "backoff": "yellow",
     "draining": "yellow",
@@ -64,12 +69,14 @@ def show(snapshot: BoxSnapshot) -> None:
     if box.cause:
         output.text(f"  {wording.printable(box.cause)}")
     for model in snapshot.models:
-        workers = f"{model.workers_ready} of {model.workers_total} workers" if model.workers_total else ""
-        output.text(f"model {model.name}  {_coloured(model.state)}  {workers}".rstrip())
+        state, rest = model_words(model, snapshot.at or time.time())
+        output.text(f"model {model.name}  {_coloured(state, model.state)}  {rest}".rstrip())
+        if line := wake_words(model):
+            output.text(f"  {line}")
     output.text("")
     output.table(process_table(snapshot.processes))
     for process in snapshot.processes:
-        if process.cause and process.state != "ready":
+        if process.cause and process.state not in ("ready", "asleep"):
             output.text(f"{process.name}: {wording.printable(process.cause)}")
 
 
@@ -100,5 +107,5 @@ def _phase(process: ProcessInfo) -> str:
     return f"{process.phase} {extent}".strip() or "-"
 
 
-def _coloured(state: str) -> str:
-    return terminal.style(state, _STATE_STYLES.get(state, "bold"), sys.stdout)
+def _coloured(words: str, state: str = "") -> str:
+    return terminal.style(words, _STATE_STYLES.get(state or words, "bold"), sys.stdout)

@@ -141,5 +141,5 @@ def _unfinished(snapshot: BoxSnapshot | None) -> tuple[str, ...]:
     return tuple(
         f"{process.name}: {process.state} {process.phase}".rstrip()
         for process in snapshot.processes
-        if process.state != "ready"
+        if process.state not in ("ready", "asleep")
     )

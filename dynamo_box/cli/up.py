@@ -17,6 +17,7 @@ import typer
 
 from dynamo_box import wording
 from dynamo_box.cli import complete, output, stderr
+from dynamo_box.cli.model_words import resting
 from dynamo_box.cli.planning import Planning, is_known, pull_all
 from dynamo_box.cli.port import require_free
 from dynamo_box.cli.progress import BoxProgress, Display, make_display
@@ -179,8 +180,12 @@ def announce(snapshot: BoxSnapshot, *, already: bool, as_json: bool) -> None:
         if box.state == "degraded":
             stderr.warn(f"the box is degraded: {box.cause}")
     output.text(f"{box.endpoint} serves {', '.join(names)} (profile {box.profile})")
+    asleep = [f"{model.name} ({place})" for model in snapshot.models if (place := resting(model))]
+    if asleep:
+        output.text(f"asleep until a request wakes them: {', '.join(asleep)}")
+    awake = [model.name for model in snapshot.models if not resting(model)]
     output.text("")
-    output.text(f"  {_curl(box.endpoint, names[0])}" if names else "  no model")
+    output.text(f"  {_curl(box.endpoint, (awake or names)[0])}" if names else "  no model")
     output.text("  dynbox chat")
 
 
