@@ -210,9 +210,13 @@ def queue(running: int, waiting: int) -> Cell:
 
 
 def kv_pool(worker: WorkerFigures) -> Cell:
-    """What running requests use of the KV pool: in bytes, or without a unit in blocks, where their size isn't known."""
+    """What running requests use of the KV pool: in bytes, or without a unit in blocks, where their size isn't known.
+    Absent while there is none, as in a worker that sleeps.
+    """
     used, total = worker.kv_blocks_used, worker.kv_blocks_total
     if worker.kv_bytes is not None:
+        if not worker.kv_bytes:
+            return ABSENT
         return size_of(worker.kv_bytes * used // total if total > 0 else None, worker.kv_bytes, Tone.KV)
     return Cell(f"{used:,}/{total:,}", Tone.KV, used) if total > 0 else ABSENT
 
