@@ -27,9 +27,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Gathering:
-    """Models that are awake together, in the order of the profile; `asleep` is what the others hold of each device."""
+    """Models that are awake together, in the order of the profile, `pinned` among them; `asleep` is what the others
+    hold of each device.
+    """
 
     awake: tuple[str, ...]
+    pinned: tuple[str, ...]
     asleep: Mapping[str, int]
 
 
@@ -85,7 +88,8 @@ def _gathering(awake: set[str], contenders: Sequence[Contender]) -> Gathering:
         if one.name not in awake:
             for device, size in one.stays.items():
                 asleep[device] = asleep.get(device, 0) + size
-    return Gathering(tuple(one.name for one in contenders if one.name in awake), asleep)
+    here = [one for one in contenders if one.name in awake]
+    return Gathering(tuple(one.name for one in here), tuple(one.name for one in here if one.pin), asleep)
 
 
 def _fits(awake: set[str], contenders: Sequence[Contender], capacity: Mapping[str, int]) -> bool:

@@ -119,12 +119,10 @@ def allot(
         here = [worker for worker in workers if worker.worker.model.name in gathering.awake]
         devices = [device for device in capacity if any(device in worker.worker.devices for worker in here)]
         room = {device: _room(device, here, gathering, capacity) for device in devices}
-        alone = len(here) == len(workers)
         for device, left in room.items():
             if left < 0:
-                who = "" if alone else f"{', '.join(gathering.awake)} "
-                name = device_names.get(device, device)
-                reasons.append(_missing(device, here, gathering, capacity[device], f"{name}: {who}"))
+                whose = f"{device_names.get(device, device)}: {_who(gathering, workers)}"
+                reasons.append(_missing(device, here, gathering, capacity[device], whose))
         for worker in here:
             kv[worker.worker.name] = min(_kv(worker, here, room), kv.get(worker.worker.name, LARGEST))
     return Allotment(kv, tuple(reasons))
@@ -223,6 +221,15 @@ def _too_little_asked(worker: WorkerMemory) -> str | None:
         f"{context_length(worker.worker)}: {format_size((worker.kv_least - worker.kv) * span)} missing; "
         f"raise kv_memory to {format_size(worker.kv_least * span)}, or set context_length: {tokens}"
     )
+
+
+def _who(gathering: Gathering, workers: Sequence[WorkerMemory]) -> str:
+    """`a beside b, c (pinned) `; nothing where there is one model only."""
+    if len({worker.worker.model.name for worker in workers}) == 1:
+        return ""
+    pinned = ", ".join(gathering.pinned)
+    others = ", ".join(name for name in gathering.awake if name not in gathering.pinned)
+    return f"{others} beside {pinned} (pinned) " if others and pinned else f"{others or f'{pinned} (pinned)'} "
 
 
 def _missing(device: str, workers: Sequence[WorkerMemory], gathering: Gathering, capacity: int, whose: str) -> str:

@@ -163,21 +163,24 @@ def _divide(
     host_need: int,
 ) -> Division:
     """The host's part has to hold what sleeps there, and what sleeps depends on the device's part: where the profile
-    leaves the split open, weights that find no room in the first division are set aside in the second.
+    leaves the split open, weights that find no room in the first division are set aside in a second.
     """
     labels = {gpu.uuid: f"GPU {gpu.index} ({gpu.uuid})" for gpu in hardware.gpus}
     models = contenders(memories, policies)
-    asleep: Mapping[str, int] = {}
-    for reserved in (False, True):
-        reserve = sum(asleep.values()) if reserved else 0
+
+    def division(reserve: int) -> tuple[Division, int]:
         capacity, unreadable = capacities(profile.memory, hardware, used, host_need + reserve)
         gatherings = gather(models, capacity)
         asleep = sleeping_bytes(memories, policies, gatherings)
-        if sum(asleep.values()) <= max(0, capacity[HOST] - host_need) or profile.memory.cpu is not None:
-            break
-    allotment = allot(memories, gatherings, capacity, labels)
-    found = (*allotment.reasons, *host_reasons(host_need, capacity[HOST], asleep))
-    return Division(capacity, gatherings, allotment.kv, tuple(unreadable) or found)
+        allotment = allot(memories, gatherings, capacity, labels)
+        reasons = (*allotment.reasons, *host_reasons(host_need, capacity[HOST], asleep))
+        return Division(capacity, gatherings, allotment.kv, tuple(unreadable) or reasons), sum(asleep.values())
+
+    first, asleep = division(0)
+    if not asleep or not first.reasons or profile.memory.cpu is not None:
+        return first
+    second, _ = division(asleep)
+    return first if second.reasons else second
 
 
 def _policies(profile: Profile, placed: list[Placed]) -> dict[str, ModelPolicy]:

@@ -34,7 +34,7 @@ def test_a_written_profile_loads_and_plans(model: str) -> None:
 
 
 def test_the_context_is_the_longest_that_fits() -> None:
-    contexts = [profile_for_model("smollm2", machine(gib), {}).served[0].context_length for gib in (8, 1.5, 1.25)]
+    contexts = [profile_for_model("smollm2", machine(gib), {}).served[0].context_length for gib in (8, 1.5, 1.3)]
     assert contexts == [8192, 4096, 2048]
 
 

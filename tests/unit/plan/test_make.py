@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from itertools import combinations
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -13,15 +15,16 @@ from hypothesis import strategies as st
 
 from dynamo_box.errors import PlanRefused
 from dynamo_box.hardware import CpuDevice, Gpu, Hardware, SimulatedGpus, simulate
-from dynamo_box.plan.cores import share_cores
+from dynamo_box.plan.awake import Standing, make_room, needs_of
+from dynamo_box.plan.cores import share_among, share_cores
 from dynamo_box.plan.make import make_plan
 from dynamo_box.plan.render import plan_json, plan_text, planned_bytes
-from dynamo_box.plan.types import Plan
+from dynamo_box.plan.types import ModelPolicy, Plan
 from dynamo_box.profile.catalogue import CATALOGUE
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.profile.load import load_profile, load_text
 from dynamo_box.profile.schema import Profile
-from dynamo_box.protocol.spec import FrontendSpec, RouterSpec, WorkerSpec
+from dynamo_box.protocol.spec import FrontendSpec, GmsSpec, RouterSpec, WorkerSpec
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -34,7 +37,9 @@ def cpu(cores: int = 2, gib: float = 8) -> CpuDevice:
 
 def plan_of(text_or_name: str, hardware: Hardware | None = None, **facts: ModelFacts) -> Plan:
     profile = load_text(text_or_name, "test", {}) if ":" in text_or_name else load_profile(text_or_name, {})
-    return make_plan(profile, hardware or Hardware(cpu=cpu()), facts, run_dir="/run/box")
+    return make_plan(
+        profile, hardware or Hardware(cpu=cpu()), facts, run_dir="/run/box", snapshots="/cache/snapshots/box"
+    )
 
 
 def refusal(text_or_name: str, hardware: Hardware | None = None) -> tuple[str, ...]:
@@ -49,8 +54,20 @@ def workers(plan: Plan) -> list[WorkerSpec]:
 
 def test_smollm2() -> None:
     plan = plan_of("smollm2")
-    assert [process.name for process in plan.processes] == ["router", "smollm2.aggregated.0", "frontend"]
-    router, worker, frontend = plan.processes
+    assert [process.name for process in plan.processes] == ["gms@cpu", "router", "smollm2.aggregated.0", "frontend"]
+    gms, router, worker, frontend = plan.processes
+    assert (gms.kind, gms.program, gms.device, gms.model) == ("gms", ("python", "-m", "dynamo_box.gms"), "cpu", None)
+    device, host = plan.devices
+    assert gms.spec == GmsSpec(
+        name="gms@cpu",
+        run_dir="/run/box",
+        device="cpu",
+        capacity_bytes=device.capacity_bytes,
+        host_capacity_bytes=host.capacity_bytes - planned_bytes(plan, "host"),
+        snapshots="/cache/snapshots/box",
+        layouts=("smollm2",),
+    )
+    assert (plan.awake, plan.policies) == (("smollm2",), {"smollm2": ModelPolicy(gms="gms@cpu")})
     assert worker.program == ("python", "-m", "engines.native")
     assert (worker.device, worker.cores, worker.threads) == ("cpu", (), 2)
     assert worker.env == {
@@ -64,12 +81,13 @@ def test_smollm2() -> None:
     assert isinstance(frontend.spec, FrontendSpec) and frontend.spec.port == plan.port == 8000
     assert plan.endpoint == "http://127.0.0.1:8000"
     (spec,) = workers(plan)
+    assert (spec.gms, spec.layout) == ("gms@cpu", "smollm2")
     assert (spec.role, spec.threads, spec.max_batch, spec.run_dir) == ("aggregated", 2, 32, "/run/box")
     assert (spec.model.context_length, spec.model.block_size, spec.model.path) == (8192, 16, "")
     assert spec.kv_bytes == 728 * 16 * 30 * 2 * 3 * 64 * 4
     weights = next(item for item in worker.memory if item.purpose == "weights")
     assert (weights.bytes, weights.device) == (538_060_032, "cpu")
-    assert weights.arithmetic == "134,515,008 × 4 B (float32), the mapped file"
+    assert weights.arithmetic == "134,515,008 × 4 B (float32), shared through gms@cpu"
 
 
 def test_what_the_store_knows_counts_before_the_catalogue() -> None:
@@ -91,14 +109,16 @@ def test_two_workers_share_weights_and_split_cores() -> None:
     sizes = [item.bytes for item in plan.memory if item.purpose == "weights"]
     assert sizes == [538_060_032, 0]
     assert next(item for item in second.memory if item.purpose == "weights").arithmetic == (
-        "the same mapped file as smollm2.aggregated.0: counted there"
+        "the same layout as smollm2.aggregated.0: counted there"
     )
 
 
-def test_a_copy_in_another_dtype_is_nobody_elses() -> None:
+def test_one_copy_in_another_dtype_is_shared_too() -> None:
     text = "model: {name: smollm2, options: {dtype: float64}, workers: 2, context_length: 512}"
     sizes = [item.bytes for item in plan_of(text).memory if item.purpose == "weights"]
-    assert sizes == [2 * 538_060_032] * 2
+    assert sizes == [2 * 538_060_032, 0]
+    weights = next(item for item in plan_of(text).memory if item.purpose == "weights")
+    assert weights.arithmetic == "134,515,008 × 8 B (float64 from float32), shared through gms@cpu"
 
 
 def test_mock_8gpu_runs_anywhere_on_devices_that_are_not_there() -> None:
@@ -108,6 +128,137 @@ def test_mock_8gpu_runs_anywhere_on_devices_that_are_not_there() -> None:
     assert {spec.kv_bytes for spec in workers(plan)} == {40 * GIB}
     assert not any(item.purpose == "weights" for item in plan.memory)
     assert "simulated" in plan.warnings[0]
+
+
+def test_two_models_take_turns() -> None:
+    plan = plan_of("two-models")
+    assert plan.awake == ("smollm2",)
+    assert {name: (policy.keep, policy.gms) for name, policy in plan.policies.items()} == {
+        "smollm2": ("host", "gms@cpu"),
+        "smollm2-bf16": ("host", "gms@cpu"),
+    }
+    gms = plan.processes[0].spec
+    assert isinstance(gms, GmsSpec) and gms.layouts == ("smollm2", "smollm2-bf16")
+    for name in plan.policies:
+        assert sum(needs_of(plan, name).awake.values()) < gms.capacity_bytes
+    assert sum(sum(needs_of(plan, name).awake.values()) for name in plan.policies) > gms.capacity_bytes
+    assert gms.host_capacity_bytes > 538_060_032 + 269_030_016, "while they change places, both are in host memory"
+    first, second = (process for process in plan.processes if process.kind == "worker")
+    assert (first.threads, first.cores) == (second.threads, second.cores) == (2, ()), "each has the machine to itself"
+    assert plan_text(plan).splitlines()[1] == "after up: smollm2 awake; smollm2-bf16 asleep in host"
+    assert planned_bytes(plan, "cpu") == sum(needs_of(plan, "smollm2").awake.values())
+
+
+def test_a_laptop_carries_two_models() -> None:
+    device = CpuDevice(cores=(0, 1), memory_total=8 * GIB, memory_available=4 * GIB)
+    assert plan_of("two-models", Hardware(cpu=device)).awake == ("smollm2",)
+
+
+TURNS = """
+models:
+  - {{name: a, source: smollm2, context_length: 1024, max_batch: 8, options: {{max_batch_tokens: 256}}{a}}}
+  - {{name: b, source: smollm2, context_length: 1024, max_batch: 8, options: {{max_batch_tokens: 256, dtype: bfloat16}}{b}}}
+  - {{name: c, source: smollm2, context_length: 1024, max_batch: 8, options: {{max_batch_tokens: 256, dtype: bfloat16}}{c}}}
+memory: {{cpu: {cpu}}}
+{rest}
+"""
+"""a takes 570 MiB at least, b and c 285 MiB each."""
+
+
+def turns(cpu: str, *, a: str = "", b: str = "", c: str = "", rest: str = "") -> str:
+    return TURNS.format(cpu=cpu, a=a and f", {a}", b=b and f", {b}", c=c and f", {c}", rest=rest)
+
+
+@pytest.mark.parametrize(
+    ("text", "awake"),
+    [
+        (turns("4GiB"), ("a", "b", "c")),
+        (turns("1GiB"), ("a", "b")),
+        (turns("700MiB"), ("a",)),
+        (turns("1GiB", c="sleep: {pin: true}"), ("a", "c")),
+        (turns("1GiB", b="sleep: {pin: true}", c="sleep: {pin: true}"), ("b", "c")),
+        (turns("1100MiB", b="sleep: {keep: device}", c="sleep: {keep: device}"), ("a",)),
+    ],
+)  # fmt: skip
+def test_awake_are_the_pinned_ones_then_as_many_as_fit_in_order(text: str, awake: tuple[str, ...]) -> None:
+    if awake == ("b", "c"):
+        assert refusal(text)[0].startswith("cpu: a beside b, c (pinned) needs"), "a could never wake"
+        return
+    assert plan_of(text).awake == awake
+
+
+def test_kv_is_what_is_left_to_those_who_are_awake_together() -> None:
+    alone, beside, _ = (spec.kv_bytes for spec in workers(plan_of(turns("640MiB"))))
+    assert alone < beside, "b and c have what a's weights leave when it sleeps"
+    plan = plan_of(turns("4GiB"))
+    assert len({spec.kv_bytes for spec in workers(plan)}) == 1
+
+
+def test_who_never_meets_shares_the_cores() -> None:
+    def cores(text: str) -> list[tuple[int, ...]]:
+        plan = plan_of(text, Hardware(cpu=cpu(cores=6)))
+        return [process.cores for process in plan.processes if process.kind == "worker"]
+
+    assert cores(turns("4GiB")) == [(0, 1), (2, 3), (4, 5)]
+    small = turns("700MiB", a="kv_memory: 100MiB", b="kv_memory: 40MiB", c="kv_memory: 40MiB")
+    assert cores(small) == [(), (0, 1, 2), (3, 4, 5)], "a alone with all, or b with c"
+    pinned = turns("1000MiB", a="kv_memory: 100MiB, sleep: {pin: true}", b="kv_memory: 40MiB", c="kv_memory: 40MiB")
+    assert cores(pinned) == [(0, 1, 2), (3, 4, 5), (3, 4, 5)], "a always, b or c"
+
+
+def test_a_model_that_does_not_fit_alone_is_named_with_the_arithmetic() -> None:
+    (reason,) = refusal(turns("500MiB"))
+    assert reason == (
+        "cpu: a needs 570 MiB (weights 513 MiB + KV 45.0 MiB + overhead 12.0 MiB), may use 500 MiB: 70.1 MiB missing"
+    )
+
+
+def test_weights_that_sleep_on_the_device_count_there() -> None:
+    (reason,) = refusal(turns("700MiB", b="sleep: {keep: device}"))
+    assert "weights asleep there 257 MiB" in reason and reason.endswith("with keep: host for those asleep it would fit")
+
+
+def test_host_memory_must_hold_what_sleeps() -> None:
+    device = CpuDevice(cores=(0, 1), memory_total=4 * GIB, memory_available=2 * GIB)
+    (reason,) = refusal("two-models", Hardware(cpu=device))
+    assert reason == (
+        "host: needs 1.48 GiB (744 MiB for interpreters and libraries + 772 MiB for the weights of smollm2, smollm2-bf16 "
+        "while they sleep), may use 1.02 GiB: 473 MiB missing; with keep: disk they need none"
+    )
+    profile = load_profile("two-models", {})
+    on_disk = profile.model_copy(update={"sleep": profile.sleep.model_copy(update={"keep": "disk"})})
+    assert make_plan(on_disk, Hardware(cpu=device), {}, run_dir="/r").awake == ("smollm2",)
+
+
+def test_an_open_split_leaves_host_memory_for_what_sleeps() -> None:
+    text = """
+models:
+  - {name: a, source: smollm2, kv_memory: 2GiB}
+  - {name: b, source: smollm2, kv_memory: 2GiB, options: {dtype: bfloat16}}
+"""
+    plan = plan_of(text, Hardware(cpu=cpu(gib=4.7)))
+    gms = plan.processes[0].spec
+    assert plan.awake == ("a",)
+    assert isinstance(gms, GmsSpec) and gms.host_capacity_bytes >= 538_060_032 + 269_030_016
+
+
+def test_a_model_that_could_not_go_to_sleep_is_warned_of() -> None:
+    plan = plan_of("model: smollm2\nmemory: {host: 2GiB, cpu: 1500MiB}\nsleep: {idle_ttl: 5m}")
+    assert any("with keep: disk it could" in warning for warning in plan.warnings)
+    assert plan_text(plan).splitlines()[1] == "later: smollm2 sleeps in host after 5m00s without requests"
+
+
+def test_mock_workers_are_stopped_and_need_no_service() -> None:
+    plan = plan_of("mock-8gpu")
+    assert not any(process.kind == "gms" for process in plan.processes)
+    assert plan.policies == {"mock": ModelPolicy()}
+    text = """
+models:
+  - {name: a, source: smollm2, engine: mock, kv_memory: 6GiB, workers: {aggregated: {devices: [0]}}}
+  - {name: b, source: smollm2, engine: mock, kv_memory: 6GiB, workers: {aggregated: {devices: [0]}}}
+simulate: {devices: [{memory: 10GiB}]}
+"""
+    assert plan_text(plan_of(text)).splitlines()[1] == "after up: a awake; b stopped"
 
 
 def test_a_port_of_ones_own() -> None:
@@ -213,10 +364,10 @@ def test_gpus_that_others_use_are_not_free() -> None:
 
 def test_too_little_memory_says_how_much_and_what_would_do() -> None:
     assert refusal("smollm2", Hardware(cpu=cpu(gib=1.5))) == (
-        "cpu: needs 957 MiB (weights 513 MiB + KV 360 MiB + overhead 84.0 MiB), may use 926 MiB: 30.7 MiB missing; "
-        "with context_length: 7488 it would fit",
+        "cpu: needs 957 MiB (weights 513 MiB + KV 360 MiB + overhead 84.0 MiB), may use 886 MiB: 70.7 MiB missing; "
+        "with context_length: 6576 it would fit",
     )
-    plan_of("model: {name: smollm2, context_length: 7488}", Hardware(cpu=cpu(gib=1.5)))
+    plan_of("model: {name: smollm2, context_length: 6576}", Hardware(cpu=cpu(gib=1.5)))
 
 
 def test_kv_below_one_context_names_both_ways_out() -> None:
@@ -246,7 +397,6 @@ def test_a_source_is_echoed_on_one_line() -> None:
         ("model: {name: x, source: 'hf:a/b'}", "nothing is known of hf:a/b yet: run `dynbox pull hf:a/b` first"),
         ("model: {name: smollm2, context_length: 9000}",
          "smollm2: context_length 9000 is beyond the model's 8192: 808 tokens too many"),
-        ("model: smollm2\nsleep: {after_idle: 5m}", "sleep.after_idle: sleeping models are not built yet; leave it out"),
         ("model: smollm2\nmemory: {tiers: {disk: 1GiB}}", "memory.tiers: KV tiers are not built yet; leave them out"),
         ("model: smollm2\nmemory: {host: 80GiB}", "memory.host is 80.0 GiB, 8.00 GiB are available: 72.0 GiB missing"),
         ("model: {name: smollm2, engine: mock, workers: {aggregated: {devices: [5]}}}\nsimulate: {devices: [{memory: 1GiB}]}",
@@ -289,6 +439,28 @@ def test_memory_that_cannot_be_read_is_asked_for() -> None:
 # properties
 
 
+def could_be_awake(plan: Plan) -> list[tuple[str, ...]]:
+    """All sets of models that fit on the devices together, by what the plan gives their workers."""
+    capacity = {device.id: device.capacity_bytes for device in plan.devices}
+    needs = {name: needs_of(plan, name).awake for name in plan.policies}
+    found = []
+    for count in range(1, len(needs) + 1):
+        for names in combinations(needs, count):
+            used = Counter[str]()
+            for name in names:
+                used.update(needs[name])
+            if all(size <= capacity[device] for device, size in used.items()):
+                found.append(names)
+    return found
+
+
+def standing(plan: Plan, name: str, state: Literal["awake", "asleep"]) -> Standing:
+    policy = plan.policies[name]
+    place = "device" if state == "awake" else "host"
+    needs = needs_of(plan, name)
+    return Standing(name, needs, state, place, policy.keep, pin=policy.pin, used_s=99, awake_s=99)
+
+
 @st.composite
 def profiles(draw: st.DrawFn) -> Profile:
     models = []
@@ -303,7 +475,10 @@ def profiles(draw: st.DrawFn) -> Profile:
             "max_batch": draw(st.integers(1, 64)),
             "kv_memory": draw(st.none() | st.integers(1 << 20, 4 << 30)),
             "workers": {"aggregated": {"replicas": draw(st.integers(1, 4))}},
+            "sleep": {"pin": draw(st.booleans()) and draw(st.booleans())},
         }
+        if engine == "native" and draw(st.booleans()):
+            model["sleep"] = {"keep": draw(st.sampled_from(["device", "host", "disk"]))}
         models.append(model)
     return Profile.model_validate({"name": "p", "models": tuple(models)})
 
@@ -321,8 +496,17 @@ def test_no_plan_gives_away_more_than_there_is(profile: Profile, cores: int, gib
     assert sum(device.capacity_bytes for device in plan.devices) <= hardware.cpu.memory_available
     assert {item.device for item in plan.memory} <= {device.id for device in plan.devices}
     assert all(process.threads >= 1 for process in plan.processes)
-    pinned = [core for process in plan.processes for core in process.cores]
-    assert len(pinned) == len(set(pinned)) and set(pinned) <= set(hardware.cpu.cores)
+    for awake in could_be_awake(plan):
+        cores = [core for process in plan.processes if process.model in awake for core in process.cores]
+        assert len(cores) == len(set(cores)) and set(cores) <= set(hardware.cpu.cores)
+    assert plan.awake in could_be_awake(plan)
+    for name in plan.policies:
+        room = make_room(
+            standing(plan, name, "asleep"),
+            [standing(plan, other, "awake") for other in plan.policies if other != name],
+            {device.id: device.capacity_bytes for device in plan.devices},
+        )
+        assert not room.missing, "whoever is asked for can wake"
     names = Counter(process.name for process in plan.processes)
     assert max(names.values()) == 1
     for spec in workers(plan):
@@ -345,6 +529,20 @@ simulate: {{devices: [{{count: {gpus}, memory: 8GiB}}]}}
         return
     devices = [device for spec in workers(plan_of(text)) for device in spec.device.split(",")]
     assert len(devices) == len(set(devices)) == replicas * span
+
+
+@given(st.integers(1, 16), st.integers(0, 4), st.lists(st.integers(0, 5), max_size=4))
+def test_turns_share_cores_and_never_with_those_who_are_always_there(
+    cores: int, always: int, counts: list[int]
+) -> None:
+    fixed = [f"p{index}" for index in range(always)]
+    turns = [[f"t{turn}.{index}" for index in range(count)] for turn, count in enumerate(counts)]
+    shares, most = share_among(CpuDevice(cores=tuple(range(cores))), fixed, turns)
+    assert set(shares) == {*fixed, *(name for turn in turns for name in turn)}
+    assert most == always + max(counts, default=0)
+    for turn in turns:
+        used = [core for name in (*fixed, *turn) for core in shares[name].cores]
+        assert len(used) == len(set(used))
 
 
 @given(st.integers(1, 64), st.integers(0, 80), st.none() | st.floats(0.1, 70))
