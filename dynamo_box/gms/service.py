@@ -63,6 +63,7 @@ class GmsProcess:
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported: GmsFigures | None = None
         self._reported_at = -REPORT_AT_LEAST_EVERY_S
+        self._report_due = float("inf")
         self._report_timer: asyncio.TimerHandle | None = None
 
     async def run(self, status_socket: socket.socket) -> int:
@@ -188,23 +189,25 @@ class GmsProcess:
         if self._over.done():
             return
         due = self._reported_at + REPORT_AT_MOST_EVERY_S
-        if self._report_timer is None or self._report_timer.when() > due:
-            if self._report_timer is not None:
-                self._report_timer.cancel()
-            self._report_timer = self._loop.call_at(max(due, self._loop.time()), self._report)
+        if self._report_timer is None or self._report_due > due:
+            self._report_at(due)
+
+    def _report_at(self, due: float) -> None:
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+        self._report_due = due
+        self._report_timer = self._loop.call_at(max(due, self._loop.time()), self._report)
 
     def _report(self) -> None:
         """Say how things are, if they are not as they were or that was long ago, and again later."""
         if self._server is None or self._over.done():
             return
-        if self._report_timer is not None:
-            self._report_timer.cancel()
         now = self._loop.time()
         figures = self._server.figures()
         if figures != self._reported or now - self._reported_at >= REPORT_AT_LEAST_EVERY_S:
             self._status.send(status.Report(figures))
             self._reported, self._reported_at = figures, now
-        self._report_timer = self._loop.call_at(self._reported_at + REPORT_AT_LEAST_EVERY_S, self._report)
+        self._report_at(self._reported_at + REPORT_AT_LEAST_EVERY_S)
 
     def _fail(self, cause: str, *, remedy: str = "", permanent: bool) -> None:
         log.error("weight memory can't serve", cause=cause)
