@@ -26,6 +26,7 @@ def all_checks(deep: models.Progress | None = None) -> list[Check]:
         Check("leftovers", leftovers.RUN_DIR, leftovers.check_run_dir),
         Check("leftovers", leftovers.PROCESSES, leftovers.check_processes),
         Check("leftovers", leftovers.PULLS, leftovers.check_pulls),
+        Check("leftovers", leftovers.SNAPSHOTS, leftovers.check_snapshots),
         Check("leftovers", leftovers.LOGS, leftovers.check_logs),
         Check("models", models.FILES, models.check_files),
     ]

@@ -23,7 +23,7 @@ from dynamo_box.errors import BoxError
 from dynamo_box.paths import RunDir
 from dynamo_box.profile.store import NAME, PARTIAL_PREFIX, ModelStore
 
-RUN_DIR, PROCESSES, PULLS, LOGS = "run dir", "processes", "pulls", "old logs"
+RUN_DIR, PROCESSES, PULLS, SNAPSHOTS, LOGS = "run dir", "processes", "pulls", "snapshots", "old logs"
 
 OLD_S = 30 * 86400.0
 OLD_LOGS_BYTES = 256 << 20
@@ -47,6 +47,14 @@ class Partial:
     path: Path
     bytes: int
     is_running: bool | None
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """Weights that slept on disk in the box of one run dir, which is dead."""
+
+    path: Path
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,32 @@ def partial_name(path: Path) -> str | None:
     """The model that a `.partial-NAME@PURPOSE` directory belongs to; None if it is none of ours."""
     name, at, _ = path.name.removeprefix(PARTIAL_PREFIX).partition("@")
     return name if at and NAME.fullmatch(name) else None
+
+
+def check_snapshots(machine: Machine) -> list[Finding]:
+    return [judge_snapshots(read_dead_snapshots(machine))]
+
+
+def judge_snapshots(dead: Sequence[Snapshots]) -> Finding:
+    if not dead:
+        return passed(SNAPSHOTS, "none of a dead box")
+    size = wording.size(sum(each.bytes for each in dead))
+    noun = "a dead box" if len(dead) == 1 else f"{len(dead)} dead boxes"
+    names = ", ".join(str(each.path) for each in dead[:_LISTED])
+    return fixable(SNAPSHOTS, f"{size} of weights that slept in {noun} ({names})", "they take room on the disk")
+
+
+def read_dead_snapshots(machine: Machine) -> list[Snapshots]:
+    """Of run dirs that no box holds; what is empty, or bears another kind of name, is left out."""
+    root = machine.home.snapshots
+    if not root.is_dir():
+        return []
+    live = {process.key for process in processes.box_processes(machine) if process.box_alive}
+    if is_held(machine.run):
+        live.add(machine.run.key)
+    dead = [path for path in sorted(root.iterdir()) if _KEY.fullmatch(path.name) and path.name not in live]
+    found = (Snapshots(path, bytes_below(path)) for path in dead if path.is_dir() and not path.is_symlink())
+    return [each for each in found if each.bytes]
 
 
 def check_logs(machine: Machine) -> list[Finding]:

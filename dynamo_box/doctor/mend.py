@@ -79,6 +79,12 @@ def _remove_partials(machine: Machine, mended: Mended) -> None:
             mended.left.append(f"{partial.path}: {error.what}")
 
 
+def _remove_snapshots(machine: Machine, mended: Mended) -> None:
+    """Asks again who lives: a box may have started since the report."""
+    for dead in leftovers.read_dead_snapshots(machine):
+        _remove(dead.path, mended)
+
+
 def _remove(path: Path, mended: Mended) -> None:
     if not is_ours(path):
         mended.left.append(f"{path}: it belongs to another user")
@@ -99,4 +105,5 @@ _STEPS: dict[str, Callable[[Machine, Mended], None]] = {
     leftovers.RUN_DIR: _sweep,
     leftovers.PROCESSES: _sweep,
     leftovers.PULLS: _remove_partials,
+    leftovers.SNAPSHOTS: _remove_snapshots,
 }

@@ -43,6 +43,8 @@ LAST_PAGE = "up"
 MEANING = {
     "chat NAME": "chat tiny",
     "drain NAME": "drain tiny.aggregated.0",
+    "sleep NAME": "sleep tiny",
+    "wake NAME": "wake tiny",
     "restart NAME": "restart tiny.aggregated.0",
     "up --model NAME": "up --model tiny",
     "new MODEL": "new tiny",

@@ -196,3 +196,48 @@ def test_logs_of_live_boxes_do_not_count(machine: Machine) -> None:
     (read,) = leftovers.read_log_directories(machine.home.logs, {"a" * 12, machine.run.key})
     assert read == LogDirectory(machine.home.logs / ("b" * 12), 100, 5.0)
     assert leftovers.check_logs(machine)[0].found == "100 B of other run dirs"
+
+
+# weights that slept on disk
+
+
+def leave_snapshot(machine: Machine, key: str) -> Path:
+    folder = machine.home.snapshots / key / "smollm2"
+    folder.mkdir(parents=True)
+    (folder / "shard-0").write_bytes(bytes(3 << 20))
+    return machine.home.snapshots / key
+
+
+def test_snapshots_of_dead_boxes_are_named_and_removed(here: Machine) -> None:
+    mine, other = leave_snapshot(here, here.run.key), leave_snapshot(here, "0123456789ab")
+    stranger = leave_snapshot(here, "not-a-run-dir")
+    (finding,) = leftovers.check_snapshots(here)
+    assert finding.fixable
+    assert finding.found.startswith("6.0 MiB of weights that slept in 2 dead boxes")
+    done = mend.mend(here, [finding]).done
+    assert [line.split(" (")[0] for line in done] == [f"removed {path}" for path in sorted((mine, other))]
+    assert stranger.exists(), "no run dir is called like that"
+    (finding,) = leftovers.check_snapshots(here)
+    assert finding.status is Status.PASS
+
+
+def test_snapshots_of_live_boxes_stay(here: Machine, tmp_path: Path) -> None:
+    mine = leave_snapshot(here, here.run.key)
+    elsewhere = Machine(here.run, here.home, tmp_path / "machine")
+    theirs = leave_snapshot(here, "0123456789ab")
+    add_process(elsewhere, 70, "supervisor", start=7)
+    add_process(elsewhere, 71, "worker", environment={"DYNBOX_RUN_ID": "0123456789ab.70.7"})
+    here.run.create()
+    with open(here.run.lock, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (finding,) = leftovers.check_snapshots(elsewhere)
+        assert not finding.fixable
+        mended = mend.mend(elsewhere, [finding_of_snapshots()])
+    assert mended.done == []
+    assert mine.exists()
+    assert theirs.exists()
+
+
+def finding_of_snapshots() -> Finding:
+    """From a report that is older than the boxes that live now."""
+    return leftovers.judge_snapshots([leftovers.Snapshots(Path("/old"), 1)])

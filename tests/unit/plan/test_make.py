@@ -497,8 +497,8 @@ def test_no_plan_gives_away_more_than_there_is(profile: Profile, cores: int, gib
     assert {item.device for item in plan.memory} <= {device.id for device in plan.devices}
     assert all(process.threads >= 1 for process in plan.processes)
     for awake in could_be_awake(plan):
-        cores = [core for process in plan.processes if process.model in awake for core in process.cores]
-        assert len(cores) == len(set(cores)) and set(cores) <= set(hardware.cpu.cores)
+        used = [core for process in plan.processes if process.model in awake for core in process.cores]
+        assert len(used) == len(set(used)) and set(used) <= set(hardware.cpu.cores)
     assert plan.awake in could_be_awake(plan)
     for name in plan.policies:
         room = make_room(
