@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ class Reference:
         from transformers import AutoModelForCausalLM
 
         self._model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        renamed = "cache" in inspect.signature(self._model.forward).parameters
+        self._cache = "cache" if renamed else "past_key_values"
 
     @torch.inference_mode()
     def greedy(self, prompt: list[int], count: int) -> Greedy:
@@ -33,8 +36,8 @@ class Reference:
         margins: list[float] = []
         inputs, past = torch.tensor([prompt]), None
         for _ in range(count):
-            result = self._model(input_ids=inputs, past_key_values=past, use_cache=True)
-            past = result.past_key_values
+            result = self._model(input_ids=inputs, use_cache=True, **{self._cache: past})
+            past = result[self._cache]
             best = result.logits[0, -1].topk(2)
             tokens.append(int(best.indices[0]))
             margins.append(float(best.values[0] - best.values[1]))
