@@ -78,8 +78,6 @@ class Act:
         asked = self._read(model, body)
         log.info("act", act=self._act, model=model, to=asked.to, force=asked.force, hold=asked.hold)
         told = await serving.asking.act(asked, serving.spec.wake_timeout_s + asked.drain_s)
-        if told.residency is not None:
-            serving.sleepers.update([told.residency])
         if told.code != ExitCode.OK:
             raise self._failure(model, told)
         return _done(model, told)

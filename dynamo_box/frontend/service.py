@@ -91,6 +91,8 @@ class FrontendProcess:
                     self._serving.sleepers.update(order.models)
             case status.Told():
                 if self._serving is not None:
+                    if order.residency is not None:  # at once, since newer news may follow in the same read
+                        self._serving.sleepers.update([order.residency])
                     self._serving.asking.told(order)
 
     def _on_supervisor_gone(self, _channel: StatusChannel, _reason: Exception | None) -> None:

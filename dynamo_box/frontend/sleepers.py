@@ -209,8 +209,6 @@ class Sleepers:
             if told.code == ExitCode.USAGE or queue.failures >= MAX_FAILURES:
                 self._give_up(queue)
                 return
-        if told.residency is not None:
-            self.update([told.residency])
         if self._latest[queue.model].state in ASLEEP and queue.waiting:
             self._ask_later(queue)
 

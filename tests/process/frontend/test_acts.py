@@ -45,7 +45,9 @@ def test_an_act_is_relayed_and_its_end_is_the_answer(tmp_path: Path, tiny_model:
                 asked = await box.asked()
                 assert (asked.act, asked.on_demand) == ("wake", False)
                 box.supervisor.send(status.Told(asked.id, 0, "awake", residency=Residency(MODEL, "awake", "device")))
+                box.says("falling_asleep")  # comes with the answer, and is newer than what that says
                 assert ((await answer).status, (await answer).json()["state"]) == (200, "awake")
+                assert (await box.get(f"/v1/models/{MODEL}")).json()["state"] == "falling_asleep"
             answer = box.post(b"", SLEEP)
             asked = await box.asked()
             assert (asked.to, asked.force, asked.hold, asked.drain_s) == (None, False, False, 30.0)

@@ -284,11 +284,14 @@ def test_a_request_that_was_placed_just_before_waits_as_well(tmp_path: Path, tin
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model) as box:
             (worker,) = await box.ready()
+            box.says("awake")
+            await box.until_state_is("awake")
             for refuse in (True, False):
                 answer = box.post({"stream": True})
                 generate = await worker.generated()
                 if refuse:  # the refusal overtakes the news
                     worker.send(Delta(generate.id, (), "error", error="worker is going to sleep"))
+                    await box.get("/live")  # it has been read by now
                 await fell_asleep(box, worker)
                 if not refuse:
                     worker.drop()
