@@ -37,11 +37,12 @@ def wake_words(model: ModelInfo) -> str:
     where = model.residency
     if where is None or not where.wakes or where.state == "asleep":
         return ""
-    phases = ", ".join(f"{name} {_short(took)}" for name, took in where.wake_phases.items() if name != "total")
+    parts = ", ".join(f"{name} {_short(took)}" for name, took in where.wake_phases.items() if name != "total")
+    phases = f" ({parts})" if parts else ""
     total = _short(where.wake_phases.get("total", sum(where.wake_phases.values())))
     times = "once" if where.sleeps == 1 else f"{where.sleeps} times"
     cold = f"; a cold start: {wording.printable(where.note)}" if where.cold else ""
-    return f"slept {times}, {wording.duration(where.slept_s)}; last woke in {total} ({phases}){cold}"
+    return f"slept {times}, {wording.duration(where.slept_s)}; last woke in {total}{phases}{cold}"
 
 
 def _short(seconds: float) -> str:

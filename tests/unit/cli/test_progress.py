@@ -107,7 +107,8 @@ def test_rows_carry_progress_while_it_starts_and_events_come_once(capsys: pytest
 
     starting = process("starting", progress=Progress(1, 4, "bytes"))
     assert progress.rows_of(box(starting)) == [Row("w", "starting", "weights", 1, 4, "bytes")]
-    assert progress.rows_of(box(process("ready", progress=Progress(4, 4, "bytes")))) == [Row("w", "ready")]
+    for done in ("ready", "asleep", "stopped"):
+        assert progress.rows_of(box(process(done, progress=Progress(4, 4, "bytes")))) == [Row("w", done)]
 
     shown = progress.BoxProgress(PlainDisplay())
     info, warning = EventInfo(1, 0.0, "info", None, "quiet"), EventInfo(2, 0.0, "warning", "w", "loud\x07")
