@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dynamo_box.gms import snapshot_files
-from dynamo_box.gms.copying import OutOfMemory, copy_memory
+from dynamo_box.gms.copying import MoveFailed, OutOfMemory, copy_memory
 from dynamo_box.gms.keeping import Keeper
 from dynamo_box.gms.layout import Epoch
 from dynamo_box.gms.names import memfd_name
@@ -30,7 +30,7 @@ from dynamo_box.paths import RunDir
 from dynamo_box.protocol.gms import Place
 from dynamo_box.protocol.spec import GmsSpec
 
-_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class Places:
 
         Raises:
             OutOfMemory: over the budget, or the kernel has no more memory or descriptors.
-            VmmError: the kernel refuses for another reason.
+            MoveFailed: the kernel refuses for another reason.
             EpochGone: its writer is gone meanwhile.
         """
         total = sum(sizes)
@@ -126,15 +126,14 @@ class Places:
 
         Raises:
             OutOfMemory: no more descriptors.
-            VmmError
+            MoveFailed
         """
         made: list[int] = []
         try:
             for descriptor in self.descriptors(epoch, ids):
                 made.append(self._vmm.readonly(descriptor))  # noqa: PERF401  # those made are closed on an error
         except VmmError as error:
-            for descriptor in made:
-                os.close(descriptor)
+            _close_all(made)
             raise _as_out_of_memory(error) from error
         return made
 
@@ -251,9 +250,8 @@ class Places:
         try:
             for size in sizes:
                 made.append(self._vmm.create(size, name))  # noqa: PERF401  # those made are closed on an error
-        except VmmError as error:
-            for descriptor in made:
-                os.close(descriptor)
+        except (VmmError, OSError) as error:
+            _close_all(made)
             raise _as_out_of_memory(error) from error
         return made
 
@@ -263,7 +261,7 @@ class Places:
         def make(_number: int, size: int) -> int:
             try:
                 return self._vmm.create(size, name)
-            except VmmError as error:
+            except (VmmError, OSError) as error:
                 raise _as_out_of_memory(error) from error
 
         return make
@@ -296,12 +294,12 @@ class _timed:  # noqa: N801  # reads as the statement it is
         self._phases[self._name] = time.monotonic() - self._began
 
 
-def _as_out_of_memory(error: VmmError) -> Exception:
+def _as_out_of_memory(error: VmmError | OSError) -> MoveFailed:
     """A lack of descriptors is a lack of room as well."""
-    cause = error.__cause__
-    if isinstance(error, VmmOutOfMemory) or (isinstance(cause, OSError) and cause.errno in _NO_DESCRIPTOR):
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(error, VmmOutOfMemory) or (isinstance(cause, OSError) and cause.errno in _NO_ROOM):
         return OutOfMemory(str(error))
-    return error
+    return MoveFailed(str(error))
 
 
 def _close_all(descriptors: Sequence[int]) -> None:

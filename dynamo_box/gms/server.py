@@ -377,6 +377,10 @@ class GmsServer:
             self._send_error(peer, refusal.code, refusal.text)
         except (MoveFailed, VmmError, NotKept) as error:
             self._send_error(peer, "failed", str(error))
+        except Exception as error:
+            # A fault of ours: whoever waits for the answer must not wait for ever, and others are served on.
+            log.exception("a request failed")
+            self._send_error(peer, "failed", f"{type(error).__name__}: {error}")
         finally:
             peer.busy = False
         self._serve(peer)
@@ -563,7 +567,7 @@ class GmsServer:
             descriptors = self._places.readonly(epoch, message.ids)
         except OutOfMemory as error:
             raise Refused("out_of_memory", str(error)) from error
-        except VmmError as error:
+        except MoveFailed as error:
             raise Refused("failed", str(error)) from error
         peer.channel.send(answer, descriptors)
         for descriptor in descriptors:
