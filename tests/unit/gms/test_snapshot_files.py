@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import itertools
 import json
 import mmap
@@ -26,9 +27,10 @@ from dynamo_box.gms.copying import MoveFailed, MoveStopped, OutOfMemory
 from dynamo_box.gms.snapshot_files import DiskFull, SnapshotDamaged, clean, directory_of, load, remove, save, verify
 from dynamo_box.protocol.gms import Allocation, Entry, EpochRecord
 
-SIZES = (300_000, 4096, 700_001)
-SHARD_BYTES = 256 << 10
-"""Four shards; an allocation lies in up to three of them."""
+STEP = 2 << 20
+SIZES = (2 * STEP, STEP, STEP)
+SHARD_BYTES = 2_400_000
+"""Four shards, at no border of an allocation or of a page; an allocation lies in two of them."""
 SHARDS = 4
 
 
@@ -126,13 +128,11 @@ def test_what_was_saved_comes_back(root: Path, weights: Weights) -> None:
     assert os.listdir(root) == [directory.name]
 
 
-@pytest.mark.parametrize(
-    "sizes", [(), (1,), (9 << 20,), (SHARD_BYTES,), (SHARD_BYTES, SHARD_BYTES), (0, 5, 0), (1,) * 400]
-)
+@pytest.mark.parametrize("sizes", [(), (STEP,), (10 * STEP,), (5 * STEP, STEP, 4 * STEP), (STEP,) * 20])
 def test_any_sizes_come_back(root: Path, sizes: tuple[int, ...]) -> None:
     weights, record = Weights(3, sizes), record_of(sizes=sizes)
     directory = directory_of(root, record.layout)
-    for shard_bytes in (SHARD_BYTES, snapshot_files.SHARD_BYTES):
+    for shard_bytes in (SHARD_BYTES, STEP, snapshot_files.SHARD_BYTES):
         save(directory, record, weights.descriptors, shard_bytes=shard_bytes)
         assert loaded(directory, record) == weights.bytes
     close_all(weights.descriptors)
@@ -379,10 +379,9 @@ def test_a_disk_that_cannot_read_is_damage(saved: Path, monkeypatch: pytest.Monk
 
 
 def test_short_reads_and_writes_are_carried_on(root: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, write, place = os.preadv, os.write, os.pwrite
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: read(fd, [buffers[0][:1000]], offset))
-    monkeypatch.setattr(os, "write", lambda fd, view: write(fd, view[:777]))
-    monkeypatch.setattr(os, "pwrite", lambda fd, view, offset: place(fd, view[:555], offset))
+    read, write = os.preadv, os.write
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: read(fd, [buffers[0][:10_001]], offset))
+    monkeypatch.setattr(os, "write", lambda fd, view: write(fd, view[:7_777]))
     directory = directory_of(root, RECORD.layout)
     save(directory, RECORD, weights.descriptors, shard_bytes=SHARD_BYTES)
     assert loaded(directory, RECORD) == weights.bytes
@@ -400,14 +399,51 @@ def test_memory_that_cannot_be_had_undoes_a_load(saved: Path, fails_at: int, err
     verify(saved, RECORD)
 
 
-def test_memory_that_runs_out_while_it_is_filled_undoes_a_load(saved: Path) -> None:
-    """/dev/full answers every write as a full tmpfs does."""
+def test_memory_that_runs_out_while_it_is_filled_undoes_a_load(saved: Path, tmp_path: Path) -> None:
+    """Of each allocation of 2 or 4 MiB the file system has room for the first."""
+    with small_file_system(tmp_path / "memory", "5m") as memory:
+
+        def make(number: int, size: int) -> int:
+            descriptor = os.open(memory / str(number), os.O_RDWR | os.O_CREAT)
+            os.ftruncate(descriptor, size)
+            return descriptor
+
+        with nothing_left_open(), pytest.raises(OutOfMemory):
+            load(saved, RECORD, make)
+
+
+@pytest.mark.parametrize("more", [-STEP, STEP, 1])
+def test_memory_of_another_size_is_not_filled(saved: Path, more: int) -> None:
+    with nothing_left_open(), pytest.raises(MoveFailed):
+        load(saved, RECORD, lambda number, size: Maker()(number, size + more))
+
+
+def test_what_was_loaded_can_be_sealed(saved: Path) -> None:
+    """No map that could write is left."""
 
     def make(number: int, size: int) -> int:
-        return os.open("/dev/full", os.O_RDWR) if number == 1 else Maker()(number, size)
+        descriptor = os.memfd_create(f"made {number}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(descriptor, size)
+        return descriptor
 
-    with nothing_left_open(), pytest.raises(OutOfMemory):
-        load(saved, RECORD, make)
+    descriptors = load(saved, RECORD, make)
+    for descriptor in descriptors:
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    close_all(descriptors)
+
+
+def test_a_file_system_without_direct_reads_serves_too(
+    saved: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def without(path: str, flags: int, *more: int, **options: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", without)
+    assert loaded(saved, RECORD) == weights.bytes
 
 
 @pytest.mark.parametrize("asked", range(SHARDS))
@@ -474,7 +510,7 @@ def test_a_save_that_fails_at_any_call_leaves_what_was_there(
 def test_a_disk_that_is_too_small_is_found_before_anything_is_written(
     tmp_path: Path, weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with small_file_system(tmp_path / "disk", "1500k") as disk, nothing_left_open():
+    with small_file_system(tmp_path / "disk", "9m") as disk, nothing_left_open():
         directory = directory_of(disk, RECORD.layout)
         monkeypatch.setattr(os, "write", lambda *_: pytest.fail("wrote"))
         with pytest.raises(DiskFull, match="bytes free, and the snapshot takes"):
@@ -486,7 +522,7 @@ def test_a_disk_that_fills_up_meanwhile_is_left_as_it_was(
     tmp_path: Path, weights: Weights, newer: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two snapshots don't fit on it: the second save meets a real ENOSPC, since it is told that there is room."""
-    with small_file_system(tmp_path / "disk", "1500k") as disk, nothing_left_open():
+    with small_file_system(tmp_path / "disk", "12m") as disk, nothing_left_open():
         directory = directory_of(disk, RECORD.layout)
         monkeypatch.setattr(snapshot_files, "_check_space", lambda *_: None)
         save(directory, RECORD, weights.descriptors, shard_bytes=SHARD_BYTES)
@@ -626,7 +662,7 @@ both = [msgspec.json.decode(one, type=EpochRecord) for one in records]
 half = len(descriptors) // 2
 while True:
     for record, its in zip(both, (descriptors[:half], descriptors[half:])):
-        save(directory, record, its, shard_bytes=256 << 10)
+        save(directory, record, its, shard_bytes=2_400_000)
         print(".", flush=True)
 """
 
