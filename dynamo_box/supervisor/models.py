@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -173,7 +173,7 @@ class Models:
         """
         model = self._model(name)
         place = to or model.policy.keep
-        async with model.turn:
+        async with model.turn, self._settled(model, ModelState.AWAKE):
             if model.state is ModelState.ASLEEP:
                 return await self._move_asleep(model, to or model.said.place or place, hold=hold)
             if model.state is ModelState.STARTING:
@@ -196,7 +196,18 @@ class Models:
             if on_demand and model.said.held:
                 raise BoxError(f"{name} is held asleep", remedy=f"`dynbox wake {name}` wakes it")
             await self._find_room(model)
-            return await self._wake(model, asked_at)
+            async with self._settled(model, ModelState.ASLEEP):
+                return await self._wake(model, asked_at)
+
+    @contextlib.asynccontextmanager
+    async def _settled(self, model: _Model, otherwise: ModelState) -> AsyncIterator[None]:
+        """Nothing, a bug included, may leave a model half-way: nobody could ever act on it again."""
+        try:
+            yield
+        except Exception:
+            if model.state in (ModelState.FALLING_ASLEEP, ModelState.WAKING):
+                self._to(model, otherwise)
+            raise
 
     def asked(self, child: Child, message: status.Asked) -> None:
         """A client, or a request that waits, through a frontend."""
