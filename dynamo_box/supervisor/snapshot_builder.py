@@ -144,8 +144,13 @@ def _process_info(child: Child, loop_time: float) -> ProcessInfo:
 
 
 def _planned_devices(plan: Plan) -> tuple[DeviceInfo, ...]:
+    """Of models that are awake once the box is up, and the weights of those that sleep on a device."""
     planned: dict[str, dict[str, int]] = {}
-    for item in plan.memory:
+    for process, item in ((one, item) for one in plan.processes for item in one.memory):
+        asleep = process.model is not None and bool(plan.awake) and process.model not in plan.awake
+        keeps = asleep and plan.policies[process.model or ""].keep == "device" and item.purpose == "weights"
+        if asleep and item.device != "host" and not keeps:
+            continue
         purposes = planned.setdefault(item.device, {})
         purposes[item.purpose] = purposes.get(item.purpose, 0) + item.bytes
     return tuple(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -163,3 +165,27 @@ def test_a_frontend_that_was_killed_knows_who_sleeps(mock_box: MockBox) -> None:
     os.kill(before, signal.SIGKILL)
     eventually(lambda: mock_box.process("frontend")["pid"] not in (before, None), "another frontend")
     assert answer(mock_box.client(timeout=TIMEOUT_S)) == 4
+
+
+def post(box: Box, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(f"http://127.0.0.1:{box.port}{path}", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, json.loads(refused.read())
+
+
+def test_the_same_over_http_and_in_the_metrics(mock_box: MockBox) -> None:
+    status, said = post(mock_box, "/v1/models/tiny/sleep", b'{"hold": true}')
+    assert status == 200 and said["state"] == "asleep" and said["held"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{mock_box.port}/metrics", timeout=TIMEOUT_S) as response:
+        metrics = response.read().decode()
+    assert 'dynbox_model_sleeps_total{model="tiny"} 1.0' in metrics
+    status, said = post(mock_box, "/v1/models/tiny/wake")
+    assert status == 200 and said["state"] == "awake"
+    assert answer(mock_box.client(timeout=TIMEOUT_S)) == 4
+    assert post(mock_box, "/v1/models/tini/sleep")[0] == 404
+    status, said = post(mock_box, "/v1/models/tiny/sleep", b'{"too": "disk"}')
+    assert status == 400 and "too" in said["error"]["message"]
