@@ -57,7 +57,7 @@ _BLOCK_BYTES = 4096
 """What O_DIRECT wants offsets, lengths and addresses to be multiples of, at most."""
 _SPARE_BYTES = 1 << 20
 """For directories and whatever else a file system wants beside the bytes."""
-_OURS = re.compile(r"(?P<of>[A-Za-z0-9_-]{0,40}-[0-9a-f]{16})(?:\.(?:saving|old)-[0-9a-f]{16})?")
+_OURS = re.compile(r"[A-Za-z0-9_-]{0,40}-[0-9a-f]{16}(?:\.(?:saving|old)-[0-9a-f]{16})?")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
