@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from dynamo_box.protocol.figures import WorkerFigures
-from dynamo_box.protocol.request import FinishReason, Sampling
+from dynamo_box.protocol.request import FinishReason, PriorityRange, Sampling
 from dynamo_box.protocol.spec import WorkerSpec
 
 KV_EVENTS = "kv_events"
@@ -22,6 +22,8 @@ TOOLS = "tools"
 GUIDED_DECODING = "guided_decoding"
 LORA = "lora"
 LOGPROBS = "logprobs"
+KV_TIERS = "kv_tiers"
+"""The engine stores blocks in the box's KV tiers and loads them from there."""
 SLEEP = "sleep"
 """The engine is a `Sleeper`."""
 
@@ -61,6 +63,8 @@ class SequenceRequest(msgspec.Struct, frozen=True):
     isolation: bytes
     priority: int = 0
     annotations: tuple[str, ...] = ()
+    kv_priority: int | None = None
+    kv_priorities: tuple[PriorityRange, ...] = ()
 
 
 class Output(msgspec.Struct):

@@ -283,4 +283,6 @@ def _checked(connection: PeerConnection, message: Generate, key: int) -> Sequenc
         isolation=message.isolation,
         priority=message.priority,
         annotations=message.annotations,
+        kv_priority=message.kv_priority,
+        kv_priorities=message.kv_priorities,
     )

@@ -15,6 +15,48 @@ class Quantiles(msgspec.Struct, frozen=True):
     p99: float | None = None
 
 
+class TierUse(msgspec.Struct, frozen=True):
+    """Prompt tokens that a worker `matched` in one tier, of those `loaded` into its pool, `failed` (gone, late or
+    damaged: computed instead) and `wasted` (matched but not loaded, since computing was faster or the request ended).
+    `bytes` and `seconds` are those of the copies that succeeded.
+    """
+
+    matched: int = 0
+    loaded: int = 0
+    failed: int = 0
+    wasted: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class WorkerTiers(msgspec.Struct, frozen=True):
+    """A worker's dealings with the KV tiers, in blocks where nothing else is said.
+
+    `connected` is "" or why the tiers are off here. `offloaded` went to the host tier, `known` were there already;
+    `dropped` never went, by reason (queue_full, evicted, store_full, store_gone, copy_failed); `filtered` were kept out
+    by their priority; `unset` were allowed for want of one; `terminated` counts requests whose offload stopped, by
+    reason (priority, length_mismatch).
+    """
+
+    connected: str = "not yet"
+    queued: int = 0
+    pinned: int = 0
+    offloaded: int = 0
+    offloaded_bytes: int = 0
+    offload_seconds: float = 0.0
+    known: int = 0
+    dropped: dict[str, int] = {}
+    filtered: int = 0
+    unset: int = 0
+    terminated: dict[str, int] = {}
+    min_priority: int = 0
+    host: TierUse = TierUse()
+    disk: TierUse = TierUse()
+    loads: int = 0
+    recomputes: int = 0
+    """Decisions to load, and to compute although something was found."""
+
+
 class WorkerFigures(msgspec.Struct, frozen=True, tag="worker"):
     """`kv_blocks_used` are held by sequences; `kv_blocks_cached` are held by none and kept for reuse only."""
 
@@ -32,16 +74,22 @@ class WorkerFigures(msgspec.Struct, frozen=True, tag="worker"):
     errors: int = 0
     steps: int = 0
     tokens_per_s: float = 0.0
+    tiers: WorkerTiers | None = None
+    """None for a worker without KV tiers."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One worker as the router weighed it, in blocks; `cost` is what the lowest of wins."""
+    """One worker as the router weighed it, in blocks; `cost` is what the lowest of wins. `host_blocks` and
+    `disk_blocks` follow the `overlap_blocks` in its own pool and would be loaded from the box's tiers.
+    """
 
     worker: str
     overlap_blocks: int
     prefill_blocks: float
     decode_blocks: int
     cost: float
+    host_blocks: int = 0
+    disk_blocks: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -58,11 +106,16 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class RouterFigures(msgspec.Struct, frozen=True, tag="router"):
-    """`indexed_blocks` counts (worker, block) pairs; `decisions` are the most recent, oldest first."""
+    """`indexed_blocks` counts (worker, block) pairs, `host_blocks` and `disk_blocks` those of the box's tiers;
+    `decisions` are the most recent, oldest first.
+    """
 
     mode: str = "kv"
     workers: tuple[str, ...] = ()
     indexed_blocks: int = 0
+    host_blocks: int = 0
+    disk_blocks: int = 0
+    tiers_connected: bool = False
     active_requests: int = 0
     routed: int = 0
     resyncs: int = 0
@@ -170,4 +223,68 @@ class GmsFigures(msgspec.Struct, frozen=True, tag="gms"):
     layouts: tuple[LayoutFigures, ...] = ()
 
 
-Figures = WorkerFigures | RouterFigures | FrontendFigures | GmsFigures
+class KvLayoutFigures(msgspec.Struct, frozen=True):
+    """One KV layout in the tiers, in blocks. `host_free` slots hold nothing; `host_leased` and `host_writing` can't be
+    evicted now. `owners` are the workers attached.
+    """
+
+    name: str
+    fingerprint: str
+    kv_dtype: str
+    block_size: int
+    block_bytes: int
+    owners: tuple[str, ...] = ()
+    host_slots: int = 0
+    host_blocks: int = 0
+    host_free: int = 0
+    host_leased: int = 0
+    host_writing: int = 0
+    disk_blocks: int = 0
+
+
+class TierFigures(msgspec.Struct, frozen=True):
+    """One tier over all layouts. `state` is on, off (not asked for), or suspended (`reason` says why; it comes back by
+    itself). `hits` of `lookups` blocks asked for were found here; `in_*` and `out_*` count what came into the tier and
+    what was read out of it; `failed` were there and didn't pass their check; `dropped` never came in, by reason.
+    """
+
+    state: str
+    reason: str = ""
+    capacity_bytes: int = 0
+    used_bytes: int = 0
+    blocks: int = 0
+    lookups: int = 0
+    hits: int = 0
+    in_blocks: int = 0
+    in_bytes: int = 0
+    in_seconds: float = 0.0
+    out_blocks: int = 0
+    out_bytes: int = 0
+    out_seconds: float = 0.0
+    evicted: int = 0
+    failed: int = 0
+    dropped: dict[str, int] = {}
+    queued: int = 0
+
+
+class KvStoreFigures(msgspec.Struct, frozen=True, tag="kvstore"):
+    """`indexing` layouts are still being read from disk. `metadata_bytes` is what the store's tables take, estimated
+    from their number; `leases` are held now, `reclaimed` were given back by the death of their holder.
+    """
+
+    host: TierFigures
+    disk: TierFigures
+    layouts: tuple[KvLayoutFigures, ...] = ()
+    directory: str = ""
+    admission: str = "always"
+    indexing: int = 0
+    indexed_in_s: float | None = None
+    leases: int = 0
+    reclaimed: int = 0
+    connections: int = 0
+    requests: int = 0
+    refused: int = 0
+    metadata_bytes: int = 0
+
+
+Figures = WorkerFigures | RouterFigures | FrontendFigures | GmsFigures | KvStoreFigures

@@ -64,9 +64,18 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     stop_token_ids: tuple[int, ...] = ()
 
 
+class PriorityRange(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens from `start` up to but without `end` have KV of this `priority` (0 to 100)."""
+
+    start: int
+    end: int
+    priority: int
+
+
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """`isolation` is the 32-byte key of the block hash (see `dynamo_box.kv.hashing`); `annotations` are the client's
-    `nvext.annotations`, passed through to the engine.
+    `nvext.annotations`, passed through to the engine. `kv_priority` (0 to 100) is what the request's KV is worth to the
+    tiers, None where nobody said; `kv_priorities` say it for parts of the prompt and go before it.
     """
 
     id: int
@@ -76,6 +85,8 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     isolation: bytes
     priority: int = 0
     annotations: tuple[str, ...] = ()
+    kv_priority: int | None = None
+    kv_priorities: tuple[PriorityRange, ...] = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):

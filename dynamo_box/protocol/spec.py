@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+DiskAdmission = Literal["always", "second_hit"]
 
 
 class ModelSpec(msgspec.Struct, frozen=True):
@@ -16,6 +20,20 @@ class ModelSpec(msgspec.Struct, frozen=True):
     fingerprint: str
     context_length: int
     block_size: int
+
+
+class Offload(msgspec.Struct, frozen=True):
+    """What a worker gives to the KV tiers. A request's blocks with a priority below `min_priority` are kept out, and so
+    is what follows the first of them, unless `continue_after_filter`; 0 keeps nothing out. At most `queue_blocks` wait
+    to be copied; `pinned_blocks` may be held in the engine's pool for copies at once.
+    """
+
+    min_priority: int = 0
+    continue_after_filter: bool = False
+    queue_blocks: int = 4096
+    pinned_blocks: int = 32
+    sleep_deadline_s: float = 10.0
+    """How long what is cached is offered to the tiers before the pool is given back."""
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, tag="worker"):
@@ -36,6 +54,9 @@ class WorkerSpec(msgspec.Struct, frozen=True, tag="worker"):
     """The process that serves this worker's weight memory; its socket is `RunDir.worker_socket(gms)`. "" for none."""
     layout: str = ""
     """The name of its weights there."""
+    kvstore: str = ""
+    """The process that serves the KV tiers; its socket is `RunDir.worker_socket(kvstore)`. "" for none."""
+    offload: Offload = Offload()
 
 
 class GmsSpec(msgspec.Struct, frozen=True, tag="gms"):
@@ -53,6 +74,30 @@ class GmsSpec(msgspec.Struct, frozen=True, tag="gms"):
     layouts: tuple[str, ...] = ()
 
 
+class KvStoreSpec(msgspec.Struct, frozen=True, tag="kvstore"):
+    """The KV tiers of a box. `host_bytes` bounds all arenas together, `disk_bytes` the files below `directory`; 0 turns
+    a tier off. `layouts` is the number of KV layouts that the plan's workers have: each gets an even part of
+    `host_bytes`. `disk_admission`: every block, or one that was found a second time in host memory. At most
+    `write_queue_blocks` wait for the disk. Workers connect to `RunDir.worker_socket(name)`, the router to
+    `RunDir.worker_socket(name + EVENTS_SUFFIX)`.
+    """
+
+    name: str
+    run_dir: str
+    host_bytes: int
+    disk_bytes: int = 0
+    directory: str = ""
+    layouts: int = 1
+    disk_admission: DiskAdmission = "always"
+    disk_threads: int = 4
+    write_queue_blocks: int = 1024
+    flush_s: float = 10.0
+    """How long a Drain may go on writing to disk what waits."""
+
+
+EVENTS_SUFFIX = "-events"
+
+
 class RouterSpec(msgspec.Struct, frozen=True, tag="router"):
     """`mode` is kv, round-robin or random; knobs and defaults as in `dynamo_box.router.cost`."""
 
@@ -64,6 +109,11 @@ class RouterSpec(msgspec.Struct, frozen=True, tag="router"):
     temperature: float = 0.0
     lease_ttl_s: float = 300.0
     seed: int | None = None
+    kvstore: str = ""
+    """The process whose blocks every worker can load; "" for none."""
+    host_block_cost: float = 0.1
+    disk_block_cost: float = 0.3
+    """What loading a block from that tier costs, in blocks computed."""
 
 
 class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
@@ -88,4 +138,4 @@ class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
     """How long one of them waits."""
 
 
-ChildSpec = WorkerSpec | RouterSpec | FrontendSpec | GmsSpec
+ChildSpec = WorkerSpec | RouterSpec | FrontendSpec | GmsSpec | KvStoreSpec

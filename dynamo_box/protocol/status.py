@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from dynamo_box.protocol.figures import Figures
+from dynamo_box.protocol.figures import Figures, KvStoreFigures, WorkerTiers
 from dynamo_box.protocol.gms import Place
 from dynamo_box.protocol.residency import Act, Residency
 from dynamo_box.protocol.spec import ChildSpec
@@ -193,6 +193,15 @@ class Residencies(msgspec.Struct, frozen=True, tag="residencies"):
     models: tuple[Residency, ...]
 
 
+class Tiers(msgspec.Struct, frozen=True, tag="tiers"):
+    """Frontend: what the KV tiers did, for its metrics; once a second if anything changed. `workers` by name."""
+
+    store: KvStoreFigures | None
+    workers: dict[str, WorkerTiers]
+    models: dict[str, str]
+    """The model of each worker."""
+
+
 class Told(msgspec.Struct, frozen=True, tag="told"):
     """Frontend: how an Asked ended. `code` is an exit code (0: done), `text` for people, `remedy` what to do."""
 
@@ -203,7 +212,7 @@ class Told(msgspec.Struct, frozen=True, tag="told"):
     residency: Residency | None = None
 
 
-ParentMessage = Start | Drain | Stop | Set | CancelRequest | Sleep | Wake | Move | Drop | Residencies | Told
+ParentMessage = Start | Drain | Stop | Set | CancelRequest | Sleep | Wake | Move | Drop | Residencies | Tiers | Told
 
 child_decoder = msgspec.msgpack.Decoder(ChildMessage)
 parent_decoder = msgspec.msgpack.Decoder(ParentMessage)

@@ -6,6 +6,7 @@ from dynamo_box.protocol.figures import (
     Decision,
     FrontendFigures,
     GmsFigures,
+    KvStoreFigures,
     Latency,
     LayoutFigures,
     RouterFigures,
@@ -89,6 +90,8 @@ def _figures(process: ProcessInfo, frame: Frame) -> list[_Fact]:
             return _frontend(frontend)
         case GmsFigures() as gms:
             return _gms(gms)
+        case KvStoreFigures() as store:
+            return _kvstore(store)
         case None:
             return []
 
@@ -107,6 +110,16 @@ def _worker(worker: WorkerFigures, latency: Latency | None, recent_hit_rate: flo
         ("errors", cells.count(worker.errors, Tone.BAD if worker.errors else Tone.PLAIN)),
         ("steps", cells.count(worker.steps)),
         *_latency(latency),
+    ]
+
+
+def _kvstore(store: KvStoreFigures) -> list[_Fact]:
+    return [
+        ("host tier", cells.text(store.host.state)),
+        ("disk tier", cells.text(store.disk.state)),
+        ("blocks in host memory", cells.count(store.host.blocks)),
+        ("blocks on disk", cells.count(store.disk.blocks)),
+        ("leases", cells.count(store.leases)),
     ]
 
 

@@ -42,16 +42,19 @@ class LogFiles:
         current.replace(first)
 
 
-_BASE = time.time() - 3600
+_base = 0.0
 
 
 def stamp(second: float) -> str:
-    at = _BASE + second
+    at = _base + second
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at)) + f".{int(at % 1 * 1e6):06}Z"
 
 
 @pytest.fixture
 def files(box_env: Any) -> LogFiles:
+    """An hour ago is counted from each test's own start: the suite may have been running for long by then."""
+    global _base
+    _base = time.time() - 3600
     return LogFiles(logs_dir(run_dir(), home()))
 
 

@@ -1,0 +1,1 @@
+"""A worker's side of the KV tiers. Needs only msgspec and the standard library."""
