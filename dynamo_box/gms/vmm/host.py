@@ -21,6 +21,7 @@ import threading
 from collections.abc import Sequence
 
 from dynamo_box.gms.vmm.base import Mapping, StillMapped, VmmError, VmmOutOfMemory
+from dynamo_box.limits import Cgroups, memory_use
 
 GRANULARITY = 2 * 1024 * 1024
 MARGIN = 256 * 1024 * 1024
@@ -47,12 +48,13 @@ class HostVmm:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._cgroups = Cgroups()
         self._reserved: dict[int, int] = {}
         self._mapped: dict[int, int] = {}
 
     def create(self, size: int, name: str) -> int:
         self._check_aligned(size)
-        available = _available_bytes()
+        available = self._available_bytes()
         if size > available - MARGIN:
             raise VmmOutOfMemory(f"no {size} bytes for {name}: {max(available - MARGIN, 0)} can be had")
         fd = -1
@@ -158,6 +160,15 @@ class HostVmm:
         with self._lock:
             return sum(self._mapped.values())
 
+    def _available_bytes(self) -> int:
+        """What can be had without taking it from others, in this cgroup. Memory files are not refused by the kernel
+        when they pass it: it kills processes, of whomever, until there is room.
+        """
+        available = memory_use(self._cgroups).available
+        if available is None:
+            raise VmmError("the kernel doesn't say how much memory can be had")
+        return available
+
     def _map(self, one: Mapping) -> None:
         protection = _PROT_READ | (_PROT_WRITE if one.writable else 0)
         try:
@@ -210,17 +221,6 @@ def view(address: int, nbytes: int, *, writable: bool = False) -> memoryview:
         return memoryview(bytearray() if writable else b"")
     whole = memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")
     return whole if writable else whole.toreadonly()
-
-
-def _available_bytes() -> int:
-    """What can be had without taking it from others. Memory files are not refused by the kernel when they pass it:
-    it kills processes, of whomever, until there is room.
-    """
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    raise VmmError("the kernel doesn't say how much memory can be had")
 
 
 def _hide(address: int, size: int) -> None:
