@@ -73,11 +73,14 @@ class Sought:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Copy the first `len(pool_blocks)` blocks of the lease; the rest of it is given back."""
+    """Copy `len(pool_blocks)` blocks of the lease, from its block `skip` on: the pool has those before by now. The rest
+    of it is given back.
+    """
 
     key: int
     lease: int
     pool_blocks: tuple[int, ...]
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True)
