@@ -80,6 +80,13 @@ class Home:
         """Sleeping weights, a directory a run dir."""
         return self.cache / "snapshots"
 
+    @property
+    def kv(self) -> Path:
+        """The disk tier of KV, where a profile names no directory. All boxes with this home share it: one of them at a
+        time writes there.
+        """
+        return self.cache / "kv"
+
 
 def snapshots_dir(run: RunDir, where: Home) -> Path:
     """Where weights that sleep on disk lie while the box in `run` lives. Boxes with one home don't mix."""

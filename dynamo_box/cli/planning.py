@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from dynamo_box.cli.progress import Display, pull_progress
@@ -30,12 +32,17 @@ def is_known(origin: str) -> bool:
 
 
 class Planning:
-    """A profile on this machine; `plan` may be asked again after a pull."""
+    """A profile on this machine; `plan` may be asked again after a pull.
 
-    def __init__(self, profile: Profile, port: int | None) -> None:
+    Raises:
+        UsageError: a variable for KV tiers in `environ` holds what can't be used.
+    """
+
+    def __init__(self, profile: Profile, port: int | None, environ: Mapping[str, str] = os.environ) -> None:
         from dynamo_box.hardware import detect
+        from dynamo_box.profile.aliases import with_aliases
 
-        self.profile = profile
+        self.profile, self._variables = with_aliases(profile, environ)
         self._port = port
         self._hardware = detect()
 
@@ -71,6 +78,8 @@ class Planning:
             stored_facts(),
             run_dir=str(run_dir().root),
             snapshots=str(snapshots_dir(run_dir(), home())),
+            tiers_directory=str(home().kv),
+            variables=self._variables,
             port=self._port,
             shipped=shipped_profiles,
         )

@@ -157,13 +157,14 @@ def _checked_unit(reference: str, name: str | None, scope: Scope) -> ServiceUnit
     assert service is not None
     kept = environment.kept()
     file = scope.environment_file(service)
+    environ = environment.of_service(kept, file)
     try:
-        profile = load_profile(reference, environment.of_service(kept, file))
+        profile = load_profile(reference, environ)
     except ProfileError as error:
         load_profile(reference)  # wrong here too: that says why
         remedy = f"this shell has variables that the service won't have: put them into {file}"
         raise ProfileError(error.what, details=error.details, remedy=remedy) from error
-    planning = Planning(profile, None)
+    planning = Planning(profile, None, environ)
     if unknown := planning.unknown_origins():
         stderr.warn(f"not checked whether it fits: nothing is known of {', '.join(unknown)} before it is pulled")
     elif missing := planning.missing_origins(planning.plan()):

@@ -31,12 +31,13 @@ class Allotment:
 
 
 def capacities(
-    memory: Memory, hardware: Hardware, devices: Sequence[str], host_need: int
+    memory: Memory, hardware: Hardware, devices: Sequence[str], host_need: int, host_tier: int = 0
 ) -> tuple[dict[str, int], list[str]]:
     """Bytes by device, and what stands against it. The cpu device gets its part of the host's budget, "host"
     the rest.
 
-    Where the profile doesn't say, that part leaves a fifth to the host, or `host_need` if that is more.
+    Where the profile doesn't say, that part leaves `host_tier` and a fifth of the rest to the host, or `host_need`
+    (which has `host_tier` in it) if that is more.
     """
     found: dict[str, int] = {}
     reasons: list[str] = []
@@ -52,7 +53,7 @@ def capacities(
             f"{format_size(memory.host - available)} missing"
         )
     if CPU in devices:
-        usual = max(0, min(int(budget * CPU_FRACTION), budget - host_need))
+        usual = max(0, min(int((budget - host_tier) * CPU_FRACTION), budget - host_need))
         share = memory.cpu if memory.cpu is not None else usual
         if share > budget:
             reasons.append(
@@ -128,23 +129,25 @@ def allot(
     return Allotment(kv, tuple(reasons))
 
 
-def host_reasons(need: int, capacity: int, asleep: Mapping[str, int]) -> list[str]:
+def host_reasons(need: int, capacity: int, asleep: Mapping[str, int], tier: int = 0) -> list[str]:
     """What stands against the host's part. `asleep` are weights that must find room in host memory, by model, so that
-    others can wake.
+    others can wake; `tier` is the part of `need` that the host tier of KV is.
     """
-    if need > capacity:
-        return [
-            f"host: needs {format_size(need)} for interpreters and libraries, may use "
-            f"{format_size(capacity)}: {format_size(need - capacity)} missing"
-        ]
     weights = sum(asleep.values())
-    if need + weights <= capacity:
+    if need > capacity:
+        weights, asleep = 0, {}
+    total = need + weights
+    if total <= capacity:
         return []
-    return [
-        f"host: needs {format_size(need + weights)} ({format_size(need)} for interpreters and libraries + "
-        f"{format_size(weights)} for the weights of {', '.join(asleep)} while they sleep), may use "
-        f"{format_size(capacity)}: {format_size(need + weights - capacity)} missing; with keep: disk they need none"
-    ]
+    parts = [f"{format_size(need - tier)} for interpreters and libraries"]
+    parts += [f"{format_size(tier)} for the host tier of KV"] if tier else []
+    parts += [f"{format_size(weights)} for the weights of {', '.join(asleep)} while they sleep"] if weights else []
+    said = f" ({' + '.join(parts)})" if len(parts) > 1 else parts[0].removeprefix(format_size(need))
+    missing = total - capacity
+    ways = ["with keep: disk they need none"] if weights else []
+    ways += [f"with memory.tiers.host at {format_size(tier - missing)} it would fit"] if tier > missing else []
+    text = f"host: needs {format_size(total)}{said}, may use {format_size(capacity)}: {format_size(missing)} missing"
+    return ["; ".join((text, *ways))]
 
 
 def sleeping_bytes(

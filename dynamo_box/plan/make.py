@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from dynamo_box.errors import PlanRefused
@@ -46,6 +47,7 @@ from dynamo_box.plan.processes import (
     uses_gms,
     worker_processes,
 )
+from dynamo_box.plan.tiers import host_bytes, kvstore_process, tier_plan, tier_reasons, tier_warnings
 from dynamo_box.plan.types import ModelPolicy, Plan, RestartPolicy
 from dynamo_box.profile.catalogue import facts_for
 from dynamo_box.profile.facts import ModelFacts
@@ -65,13 +67,16 @@ def make_plan(
     *,
     run_dir: str,
     snapshots: str = "",
+    tiers_directory: str = "",
+    variables: Mapping[str, str] = MappingProxyType({}),
     port: int | None = None,
     shipped: Callable[[], Mapping[str, Profile]] | None = None,
 ) -> Plan:
     """The plan. `facts` are the store's models by name; the catalogue fills in for those not pulled yet,
     whose `ModelSpec.path` is then empty: plan again after the pull.
 
-    `snapshots` is the directory of weights that sleep on disk. `port` overrides the profile's. `shipped` is
+    `snapshots` is the directory of weights that sleep on disk, `tiers_directory` that of KV where the profile names
+    none. `variables` says which environment variable gave a setting. `port` overrides the profile's. `shipped` is
     called on refusal only, for what else this machine could carry.
 
     Raises:
@@ -100,8 +105,11 @@ def make_plan(
     gms_devices = tuple(dict.fromkeys(worker.device for worker in placed if uses_gms(worker)))
     host_need = ROUTER_BYTES + FRONTEND_BYTES + 2 * GUARD_BYTES + sum(one.host + GUARD_BYTES for one in memories)
     host_need += len(gms_devices) * (GMS_BYTES + GUARD_BYTES)
-    division = _divide(profile, hardware, memories, policies, used, host_need)
+    tiers = tier_plan(profile, memories, tiers_directory, variables)
+    host_need += sum(item.bytes for item in host_bytes(tiers))
+    division = _divide(profile, hardware, memories, policies, used, host_need, tiers.tiers.host if tiers else 0)
     reasons += division.reasons
+    reasons += tier_reasons(profile, memories, variables)
     reasons += _not_built(profile, wanted)
     if reasons:
         raise _refusal(profile, reasons, real, facts, shipped)
@@ -122,8 +130,9 @@ def make_plan(
                 gms_process(device, _layouts(placed, device), capacity[device], host_left, snapshots, run_dir)
                 for device in gms_devices
             ),
-            router_process(profile.router, models, run_dir),
-            *worker_processes(memories, division.kv, shares, specs, run_dir),
+            *((kvstore_process(tiers, run_dir),) if tiers else ()),
+            router_process(profile.router, models, tiers, run_dir),
+            *worker_processes(memories, division.kv, shares, specs, tiers, run_dir),
             frontend_process(profile.frontend, models, run_dir, port),
         ),
         restart=RestartPolicy(
@@ -138,9 +147,11 @@ def make_plan(
         warnings=(
             *_warnings(profile, hardware, placed, at_once),
             *_homeless(policies, memories, host_left),
+            *tier_warnings(profile, memories, variables),
         ),
         policies=policies,
         awake=gatherings[0].awake,
+        origins=dict(tiers.origins) if tiers else {},
     )
 
 
@@ -161,19 +172,21 @@ def _divide(
     policies: Mapping[str, ModelPolicy],
     used: tuple[str, ...],
     host_need: int,
+    host_tier: int,
 ) -> Division:
-    """The host's part has to hold what sleeps there, and what sleeps depends on the device's part: where the profile
-    leaves the split open, weights that find no room in the first division are set aside in a second.
+    """The host's part (`host_tier` is in `host_need`) has to hold what sleeps there, and what sleeps depends on the
+    device's part: where the profile leaves the split open, weights that find no room in the first division are set
+    aside in a second.
     """
     labels = {gpu.uuid: f"GPU {gpu.index} ({gpu.uuid})" for gpu in hardware.gpus}
     models = contenders(memories, policies)
 
     def division(reserve: int) -> tuple[Division, int]:
-        capacity, unreadable = capacities(profile.memory, hardware, used, host_need + reserve)
+        capacity, unreadable = capacities(profile.memory, hardware, used, host_need + reserve, host_tier)
         gatherings = gather(models, capacity)
         asleep = sleeping_bytes(memories, policies, gatherings)
         allotment = allot(memories, gatherings, capacity, labels)
-        reasons = (*allotment.reasons, *host_reasons(host_need, capacity[HOST], asleep))
+        reasons = (*allotment.reasons, *host_reasons(host_need, capacity[HOST], asleep, host_tier))
         return Division(capacity, gatherings, allotment.kv, tuple(unreadable) or reasons), sum(asleep.values())
 
     first, asleep = division(0)
@@ -282,8 +295,6 @@ def _not_built(profile: Profile, wanted: list[Demand]) -> list[str]:
             reasons[f"{demand.label}: the native engine on GPUs is not built yet; set devices: cpu"] = None
         if demand.role != "aggregated":
             reasons[f"{demand.label}: {demand.role} workers are not built yet; use aggregated ones"] = None
-    if profile.memory.tiers.host or profile.memory.tiers.disk:
-        reasons["memory.tiers: KV tiers are not built yet; leave them out"] = None
     return list(reasons)
 
 

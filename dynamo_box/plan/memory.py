@@ -24,6 +24,8 @@ GUARD_BYTES = 8 * MIB
 ROUTER_BYTES = 64 * MIB
 FRONTEND_BYTES = 128 * MIB
 GMS_BYTES = 32 * MIB
+KVSTORE_BYTES = 48 * MIB
+BLOCK_ENTRY_BYTES = 1024
 MOCK_BYTES = 48 * MIB
 TORCH_BYTES = 240 * MIB
 GPU_OVERHEAD_BYTES = 3 * GIB
@@ -48,7 +50,8 @@ class Weights:
 class WorkerMemory:
     """One worker's bytes on each of its devices, and `host` beside them.
 
-    `kv` is None where what is left of the device decides; `kv_least` holds one sequence of full length.
+    `kv` is None where what is left of the device decides; `kv_least` holds one sequence of full length. `dtype` is
+    that of KV, where it is known.
     """
 
     worker: Placed
@@ -62,6 +65,7 @@ class WorkerMemory:
     kv: int | None
     kv_least: int
     kv_counts: bool = True
+    dtype: str = ""
 
     @property
     def kv_default(self) -> int:
@@ -171,6 +175,7 @@ def _native(worker: Placed) -> WorkerMemory:
         block_arithmetic=block_arithmetic,
         kv=None,
         kv_least=block,
+        dtype=dtype,
     )
 
 

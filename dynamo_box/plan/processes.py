@@ -17,9 +17,10 @@ from dynamo_box.plan.memory import (
     sharer,
 )
 from dynamo_box.plan.placement import CPU, Placed
+from dynamo_box.plan.tiers import KVSTORE, TIERED_ENGINES, TierPlan
 from dynamo_box.plan.types import ProcessPlan
 from dynamo_box.profile.facts import ModelFacts
-from dynamo_box.protocol.spec import FrontendSpec, GmsSpec, ModelSpec, RouterSpec, WorkerSpec
+from dynamo_box.protocol.spec import FrontendSpec, GmsSpec, ModelSpec, Offload, RouterSpec, WorkerSpec
 
 if TYPE_CHECKING:
     from dynamo_box.profile.schema import FrontendSettings, RouterSettings, ServedModel
@@ -67,7 +68,9 @@ def gms_process(
     )
 
 
-def router_process(settings: RouterSettings, models: tuple[ModelSpec, ...], run_dir: str) -> ProcessPlan:
+def router_process(
+    settings: RouterSettings, models: tuple[ModelSpec, ...], tiers: TierPlan | None, run_dir: str
+) -> ProcessPlan:
     return ProcessPlan(
         name=ROUTER,
         kind="router",
@@ -81,6 +84,7 @@ def router_process(settings: RouterSettings, models: tuple[ModelSpec, ...], run_
             temperature=settings.temperature,
             lease_ttl_s=settings.lease_ttl,
             seed=settings.seed,
+            kvstore=KVSTORE if tiers else "",
         ),
         start_deadline_s=ROUTER_DEADLINE_S,
         memory=(host_item("overhead", ROUTER_BYTES, "Python, index and leases"),),
@@ -116,6 +120,7 @@ def worker_processes(
     kv: Mapping[str, int],
     shares: Mapping[str, CoreShare],
     specs: Mapping[str, ModelSpec],
+    tiers: TierPlan | None,
     run_dir: str,
 ) -> list[ProcessPlan]:
     return [
@@ -125,6 +130,7 @@ def worker_processes(
             shares.get(memory.worker.name, CoreShare(1)),
             sharer(memory, memories[:index]),
             specs[memory.worker.model.name],
+            tiers if memory.worker.model.engine in TIERED_ENGINES else None,
             run_dir,
         )
         for index, memory in enumerate(memories)
@@ -132,7 +138,13 @@ def worker_processes(
 
 
 def _worker(
-    memory: WorkerMemory, kv: int, share: CoreShare, shared_with: str | None, model: ModelSpec, run_dir: str
+    memory: WorkerMemory,
+    kv: int,
+    share: CoreShare,
+    shared_with: str | None,
+    model: ModelSpec,
+    tiers: TierPlan | None,
+    run_dir: str,
 ) -> ProcessPlan:
     worker = memory.worker
     engine = worker.model.engine
@@ -155,6 +167,8 @@ def _worker(
             gpu_indices=tuple(gpu.index for gpu in worker.gpus if not gpu.simulated),
             gms=gms_name(worker.device) if uses_gms(worker) else "",
             layout=worker.model.name if uses_gms(worker) else "",
+            kvstore=KVSTORE if tiers else "",
+            offload=tiers.offload if tiers else Offload(),
         ),
         model=worker.model.name,
         role=worker.role,

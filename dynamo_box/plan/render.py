@@ -10,6 +10,7 @@ import msgspec
 from dynamo_box.plan.awake_set import held_bytes
 from dynamo_box.plan.types import DevicePlan, ModelPolicy, Plan, ProcessPlan
 from dynamo_box.profile.units import format_size
+from dynamo_box.protocol.spec import KvStoreSpec, WorkerSpec
 from dynamo_box.wording import duration
 
 _RIGHT = frozenset({"THREADS", "WEIGHTS", "KV", "OVERHEAD", "MEMORY", "MAY USE", "PLANNED", "LEFT", "BYTES"})
@@ -19,7 +20,7 @@ def plan_text(plan: Plan) -> str:
     """Processes in start order, devices with what is left of them, and the arithmetic of every byte."""
     models = ", ".join(f"{model.name} (context {model.context_length})" for model in plan.models)
     parts = [
-        "\n".join((f"profile {plan.profile}: {models} at {plan.endpoint}", *sleep_lines(plan))),
+        "\n".join((f"profile {plan.profile}: {models} at {plan.endpoint}", *sleep_lines(plan), *tier_lines(plan))),
         _table(
             ("PROCESS", "PROGRAM", "DEVICE", "CORES", "THREADS", "WEIGHTS", "KV", "OVERHEAD"),
             (_process_row(process) for process in plan.processes),
@@ -77,6 +78,29 @@ def sleep_lines(plan: Plan) -> list[str]:
     return lines
 
 
+def tier_lines(plan: Plan) -> list[str]:
+    """How large the KV tiers are, who is kept out of them, and what said so; none without tiers."""
+    store = next((process.spec for process in plan.processes if isinstance(process.spec, KvStoreSpec)), None)
+    if store is None:
+        return []
+
+    def said(setting: str) -> str:
+        return f"({plan.origins.get(setting, 'default')})"
+
+    parts = [f"{format_size(store.host_bytes)} of host memory {said('memory.tiers.host')}"]
+    if store.disk_bytes:
+        where = f"in {store.directory} {said('memory.tiers.directory')}"
+        parts.append(f"{format_size(store.disk_bytes)} on disk {said('memory.tiers.disk')} {where}")
+        if store.disk_admission != "always":
+            parts.append(f"to disk at the second hit {said('kv.disk_admission')}")
+    else:
+        parts.append(f"none on disk {said('memory.tiers.disk')}")
+    priorities = {one.spec.offload.min_priority for one in plan.processes if isinstance(one.spec, WorkerSpec)}
+    if threshold := max(priorities, default=0):
+        parts.append(f"blocks of priority {threshold} and above {said('kv.offload.min_priority')}")
+    return [f"KV tiers: {', '.join(parts)}"]
+
+
 def _when(policy: ModelPolicy) -> str:
     if policy.pin:
         return "never sleeps by itself"
@@ -97,6 +121,9 @@ def _process_row(process: ProcessPlan) -> tuple[str, ...]:
     sums: dict[str, int] = {}
     for item in process.memory:
         sums[item.purpose] = sums.get(item.purpose, 0) + item.bytes
+    kv = sums.get("KV", 0) + sums.get("KV tier", 0)
+    if kv:
+        sums["KV"] = kv
     sizes = (format_size(sums[purpose]) if purpose in sums else "-" for purpose in ("weights", "KV", "overhead"))
     return (
         process.name,

@@ -61,7 +61,7 @@ class ProcessPlan(msgspec.Struct, frozen=True):
 class DevicePlan(msgspec.Struct, frozen=True):
     """`kind` is cpu, cuda, simulated or host; `capacity_bytes` is what the plan may give away of it.
 
-    "host" is the memory of interpreters and libraries, apart from what the cpu device holds.
+    "host" is the memory of interpreters, libraries and KV tiers, apart from what the cpu device holds.
     """
 
     id: str
@@ -103,6 +103,8 @@ class Plan(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     policies: dict[str, ModelPolicy] = {}
     awake: tuple[str, ...] = ()
+    origins: dict[str, str] = {}
+    """Of the settings of KV tiers: the environment variable each came from, "profile", or "default"."""
 
     @property
     def endpoint(self) -> str:

@@ -7,7 +7,8 @@ import typing
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from dynamo_box.profile.schema import Impossible, Location, Profile
+from dynamo_box.profile.schema import Profile
+from dynamo_box.profile.values import Impossible, Location
 from dynamo_box.profile.wording import nearest, shown
 from dynamo_box.profile.yaml_tree import Mapping, Place, Problem, Sequence, Tree, plain_data
 

@@ -6,103 +6,29 @@ wrong, so that loading can put each problem at its own line.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynamo_box.profile.engine_options import NATIVE_BATCH_TOKENS, unknown_options, wrong_options
-from dynamo_box.profile.units import DURATION_PATTERN, SIZE_PATTERN, parse_duration, parse_size
+from dynamo_box.profile.tiers import KvSettings, Tiers
+from dynamo_box.profile.values import (
+    Devices,
+    Duration,
+    IdleTtl,
+    Impossible,
+    Location,
+    Name,
+    OptionValue,
+    PositiveSize,
+    Section,
+)
 
 EngineName = Literal["native", "mock", "vllm", "sglang", "trtllm"]
 RouterMode = Literal["kv", "round-robin", "random"]
 CPU_ENGINES = frozenset({"native", "mock"})
 SLEEPLESS_ENGINES = frozenset({"mock"})
 """To put a model of theirs to sleep means to stop its workers."""
-
-Location = tuple[str | int, ...]
-
-
-class Impossible(ValueError):
-    """Problems of one mapping, each with its location relative to it; `unknown` are those of keys that it
-    can't have.
-    """
-
-    def __init__(self, *problems: tuple[Location, str], unknown: tuple[tuple[Location, str], ...] = ()) -> None:
-        super().__init__("; ".join(text for _, text in (*unknown, *problems)))
-        self.problems = problems
-        self.unknown = unknown
-
-
-_SIZE_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]}
-_DURATION_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": DURATION_PATTERN}]}
-
-Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema(_SIZE_SCHEMA)]
-PositiveSize = Annotated[Size, Field(gt=0)]
-Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
-
-
-def _idle_ttl(value: object) -> object:
-    return None if value == "never" else parse_duration(value)
-
-
-_IDLE_TTL_SCHEMA = {"anyOf": [*_DURATION_SCHEMA["anyOf"], {"const": "never"}]}
-IdleTtl = Annotated[Annotated[float, Field(gt=0)] | None, BeforeValidator(_idle_ttl), WithJsonSchema(_IDLE_TTL_SCHEMA)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
-def _devices(value: object) -> object:
-    if value == "cpu" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    if isinstance(value, tuple) and value and all(type(index) is int and index >= 0 for index in value):
-        if len(set(value)) != len(value):
-            raise ValueError("names a device twice")
-        return value
-    raise ValueError('must be "cpu", a number of GPUs, or a list of GPU indices')
-
-
-Devices = Annotated[
-    Any,
-    AfterValidator(_devices),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"const": "cpu"},
-                {"type": "integer", "minimum": 1},
-                {
-                    "type": "array",
-                    "items": {"type": "integer", "minimum": 0},
-                    "minItems": 1,
-                    "uniqueItems": True,
-                },
-            ]
-        }
-    ),
-]
-
-
-def _option(value: object) -> object:
-    if isinstance(value, bool | int | float | str):
-        return value
-    raise ValueError("an engine option must be a text, a number, true or false")
-
-
-OptionValue = Annotated[
-    Any, AfterValidator(_option), WithJsonSchema({"type": ["string", "number", "integer", "boolean"]})
-]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RoleWorkers(Section):
@@ -270,13 +196,6 @@ class FrontendSettings(Section):
     wake_timeout: Duration = Field(default=120.0, gt=0, description="Longest wait of a request for a sleeping model.")
 
 
-class Tiers(Section):
-    """KV tiers below the engine's own pool."""
-
-    host: Size = Field(default=0, description="KV in shared host memory.")
-    disk: Size = Field(default=0, description="KV in files.")
-
-
 class Memory(Section):
     host: PositiveSize | None = Field(
         default=None, description="All the box may use. Default: 90 % of what is available."
@@ -284,7 +203,7 @@ class Memory(Section):
     cpu: PositiveSize | None = Field(default=None, description="Of that, the cpu device's. Default: 80 %.")
     device_fraction: float = Field(default=0.9, gt=0, le=1, description="Of each GPU's memory.")
     kv_per_worker: PositiveSize | None = Field(default=None, description="KV memory of each worker.")
-    tiers: Tiers = Field(default=Tiers(), description="KV tiers below the engines' own pools.")
+    tiers: Tiers = Field(default=Tiers(), description="KV below the engines' own pools; one set for the whole box.")
 
     @model_validator(mode="after")
     def _possible(self) -> Memory:
@@ -334,6 +253,7 @@ class Profile(Section):
     router: RouterSettings = RouterSettings()
     frontend: FrontendSettings = FrontendSettings()
     memory: Memory = Memory()
+    kv: KvSettings = Field(default=KvSettings(), description="What goes into the KV tiers.")
     sleep: SleepPolicy = Field(
         default=SleepPolicy(), description="When models sleep, where they don't say it themselves."
     )

@@ -14,6 +14,10 @@ from pathlib import Path
 from dynamo_box.errors import UsageError
 
 KEPT = (
+    "DYN_KVBM_CPU_CACHE_GB",
+    "DYN_KVBM_DISK_CACHE_DIR",
+    "DYN_KVBM_DISK_CACHE_GB",
+    "DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY",
     "DYNBOX_HOME",
     "DYNBOX_LOG_LEVEL",
     "DYNBOX_PORT",
@@ -23,9 +27,15 @@ KEPT = (
     "XDG_DATA_HOME",
     "XDG_STATE_HOME",
 )
-"""Where things are and which port; nothing here is a secret. Everything else comes from the environment file."""
+"""Where things are, which port, and how large KV tiers are; nothing here is a secret. Everything else comes from the
+environment file.
+"""
 
-_PATHS = frozenset(KEPT) - {"DYNBOX_LOG_LEVEL", "DYNBOX_PORT"}
+_PATHS = frozenset(name for name in KEPT if name.startswith("XDG_")) | {
+    "DYNBOX_HOME",
+    "DYNBOX_RUN_DIR",
+    "DYN_KVBM_DISK_CACHE_DIR",
+}
 
 
 def kept(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

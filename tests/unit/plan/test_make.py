@@ -397,7 +397,6 @@ def test_a_source_is_echoed_on_one_line() -> None:
         ("model: {name: x, source: 'hf:a/b'}", "nothing is known of hf:a/b yet: run `dynbox pull hf:a/b` first"),
         ("model: {name: smollm2, context_length: 9000}",
          "smollm2: context_length 9000 is beyond the model's 8192: 808 tokens too many"),
-        ("model: smollm2\nmemory: {tiers: {disk: 1GiB}}", "memory.tiers: KV tiers are not built yet; leave them out"),
         ("model: smollm2\nmemory: {host: 80GiB}", "memory.host is 80.0 GiB, 8.00 GiB are available: 72.0 GiB missing"),
         ("model: {name: smollm2, engine: mock, workers: {aggregated: {devices: [5]}}}\nsimulate: {devices: [{memory: 1GiB}]}",
          "smollm2.aggregated asks for GPU 5; this machine has 0"),
@@ -480,7 +479,9 @@ def profiles(draw: st.DrawFn) -> Profile:
         if engine == "native" and draw(st.booleans()):
             model["sleep"] = {"keep": draw(st.sampled_from(["device", "host", "disk"]))}
         models.append(model)
-    return Profile.model_validate({"name": "p", "models": tuple(models)})
+    host = draw(st.just(0) | st.integers(1 << 20, 4 << 30))
+    tiers = {"host": host, "disk": draw(st.integers(0, 64 << 30)) if host else 0}
+    return Profile.model_validate({"name": "p", "models": tuple(models), "memory": {"tiers": tiers}})
 
 
 @given(profiles(), st.integers(1, 9), st.floats(0.5, 64))

@@ -16,6 +16,8 @@ def test_only_places_and_the_port_are_kept_and_paths_become_absolute(
     monkeypatch.chdir(tmp_path)
     shell = {"DYNBOX_HOME": "here", "DYNBOX_PORT": "8001", "HF_TOKEN": "secret", "DYNBOX_RUN_DIR": "", "PATH": "/bin"}
     assert kept(shell) == {"DYNBOX_HOME": str(tmp_path / "here"), "DYNBOX_PORT": "8001"}
+    tiers = {"DYN_KVBM_CPU_CACHE_GB": "4", "DYN_KVBM_DISK_CACHE_DIR": "kv", "DYN_KVBM_LEADER_ZMQ_HOST": "x"}
+    assert kept(tiers) == {"DYN_KVBM_CPU_CACHE_GB": "4", "DYN_KVBM_DISK_CACHE_DIR": str(tmp_path / "kv")}
 
 
 def test_the_file_is_read_as_systemd_reads_it(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""The KV tiers of a plan: whether there are any, how many layouts share them, and what speaks against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dynamo_box.plan.memory import BLOCK_ENTRY_BYTES, HOST, KVSTORE_BYTES, WorkerMemory, host_item
+from dynamo_box.plan.types import ByteItem, ProcessPlan
+from dynamo_box.profile.units import format_size
+from dynamo_box.protocol.kv import SLOT_ALIGNMENT, arena_headers_bytes
+from dynamo_box.protocol.spec import DiskAdmission, KvStoreSpec, Offload
+
+if TYPE_CHECKING:
+    from dynamo_box.profile.schema import Profile
+    from dynamo_box.profile.tiers import Tiers
+
+KVSTORE = "kvstore"
+KVSTORE_DEADLINE_S = 60.0
+"""Without progress; reading the index of a disk tier goes on behind a store that serves."""
+
+TIERED_ENGINES = frozenset({"native"})
+"""Their workers store blocks in the tiers and load them from there, and requests carry priorities."""
+
+
+@dataclass(frozen=True)
+class TierPlan:
+    """`layouts` is how many kinds of blocks share the host tier evenly, `blocks` how many there can be in both tiers.
+    `origins` says where each setting is from: the
+    name of a variable, "profile" or "default".
+    """
+
+    tiers: Tiers
+    directory: str
+    layouts: int
+    blocks: int
+    offload: Offload
+    disk_admission: DiskAdmission
+    origins: Mapping[str, str]
+
+
+def tier_plan(
+    profile: Profile, memories: Sequence[WorkerMemory], directory: str, variables: Mapping[str, str]
+) -> TierPlan | None:
+    """None where the profile has no tiers, or no worker could use them. `directory` is that of the disk tier unless the
+    profile has one; `variables` are the settings that the environment gave.
+    """
+    layouts = _layouts(memories)
+    tiers = profile.memory.tiers
+    if not tiers.host or not layouts:
+        return None
+    offload = profile.kv.offload
+    return TierPlan(
+        tiers=tiers,
+        directory=(tiers.directory or directory) if tiers.disk else "",
+        layouts=len(layouts),
+        blocks=(tiers.host + tiers.disk) // min(memory.block for memory in layouts.values()),
+        offload=Offload(
+            min_priority=offload.min_priority,
+            continue_after_filter=offload.continue_after_filter,
+            queue_blocks=offload.queue_blocks,
+        ),
+        disk_admission=profile.kv.disk_admission,
+        origins=_origins(profile, variables),
+    )
+
+
+def tier_reasons(profile: Profile, memories: Sequence[WorkerMemory], variables: Mapping[str, str]) -> list[str]:
+    """What stands against the tiers that a profile asks for."""
+    reasons = []
+    threshold = profile.kv.offload.min_priority
+    without = [model for model in profile.served if model.engine not in TIERED_ENGINES]
+    if threshold and without:
+        names = ", ".join(f"{model.name} ({model.engine})" for model in without)
+        reasons.append(
+            f"{_named('kv.offload.min_priority', variables)} is {threshold}, but requests of {names} have no "
+            "priorities there: no block would pass; take the threshold out"
+        )
+    layouts = _layouts(memories)
+    host = profile.memory.tiers.host
+    if host and layouts:
+        largest = max(layouts.values(), key=lambda memory: memory.block)
+        least = _arena_bytes(largest.block) * len(layouts)
+        if host < least:
+            each = f", for each of {len(layouts)} models and data types" if len(layouts) > 1 else ""
+            reasons.append(
+                f"{_named('memory.tiers.host', variables)} is {format_size(host)}, too little for a block of "
+                f"{largest.worker.model.name} ({format_size(largest.block)} = {largest.block_arithmetic}){each}: "
+                f"{format_size(least - host)} missing"
+            )
+    return reasons
+
+
+def tier_warnings(profile: Profile, memories: Sequence[WorkerMemory], variables: Mapping[str, str]) -> list[str]:
+    """Settings that have no effect."""
+    host = profile.memory.tiers.host
+    if host and memories and not _layouts(memories):
+        engines = ", ".join(sorted({memory.worker.model.engine for memory in memories}))
+        return [f"{_named('memory.tiers.host', variables)}: no tiers, since the {engines} engine keeps no KV there"]
+    if not host and profile.kv.offload.min_priority:
+        return [f"{_named('kv.offload.min_priority', variables)} has no effect without tiers: memory.tiers.host is 0"]
+    return []
+
+
+def host_bytes(plan: TierPlan | None) -> tuple[ByteItem, ...]:
+    """What the store takes of the host's memory."""
+    if plan is None:
+        return ()
+    shared = f"shared by {plan.layouts} kinds of blocks" if plan.layouts > 1 else "for one kind of blocks"
+    return (
+        ByteItem(HOST, "KV tier", plan.tiers.host, f"host tier, {shared}; pages are taken as blocks come"),
+        host_item("overhead", KVSTORE_BYTES, "Python"),
+        ByteItem(
+            HOST,
+            "overhead",
+            plan.blocks * BLOCK_ENTRY_BYTES,
+            f"tables of {plan.blocks:,} blocks at most × {BLOCK_ENTRY_BYTES} B",
+        ),
+    )
+
+
+def kvstore_process(plan: TierPlan, run_dir: str) -> ProcessPlan:
+    """Its workers and the router wait for it by themselves, and go on without it."""
+    return ProcessPlan(
+        name=KVSTORE,
+        kind="kvstore",
+        program=("python", "-m", "dynamo_box.kv.store"),
+        spec=KvStoreSpec(
+            name=KVSTORE,
+            run_dir=run_dir,
+            host_bytes=plan.tiers.host,
+            disk_bytes=plan.tiers.disk,
+            directory=plan.directory,
+            layouts=plan.layouts,
+            disk_admission=plan.disk_admission,
+        ),
+        start_deadline_s=KVSTORE_DEADLINE_S,
+        memory=host_bytes(plan),
+    )
+
+
+def _layouts(memories: Sequence[WorkerMemory]) -> dict[tuple[str, str, int], WorkerMemory]:
+    """A worker for each kind of blocks: by content of the model, data type and tokens."""
+    found: dict[tuple[str, str, int], WorkerMemory] = {}
+    for memory in memories:
+        model = memory.worker.model
+        if model.engine in TIERED_ENGINES:
+            content = memory.worker.facts.fingerprint or model.origin
+            found.setdefault((content, memory.dtype, model.block_size), memory)
+    return found
+
+
+def _arena_bytes(block: int) -> int:
+    """For one block."""
+    return arena_headers_bytes(1) + -(-block // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+
+def _named(setting: str, variables: Mapping[str, str]) -> str:
+    return f"{setting} ({variables[setting]})" if setting in variables else setting
+
+
+def _origins(profile: Profile, variables: Mapping[str, str]) -> dict[str, str]:
+    tiers, kv = profile.memory.tiers, profile.kv
+    sections = {
+        "memory.tiers.host": tiers,
+        "memory.tiers.disk": tiers,
+        "memory.tiers.directory": tiers,
+        "kv.offload.min_priority": kv.offload,
+        "kv.disk_admission": kv,
+    }
+    found = {}
+    for setting, section in sections.items():
+        given = setting.rpartition(".")[2] in section.model_fields_set
+        found[setting] = variables.get(setting, "profile" if given else "default")
+    return found
