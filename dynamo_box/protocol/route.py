@@ -32,7 +32,9 @@ class Place(msgspec.Struct, frozen=True, tag="place"):
 
 
 class Placed(msgspec.Struct, frozen=True, tag="placed"):
-    """`took_us`: microseconds the router spent on the request, of which `match_us` in the index."""
+    """`took_us`: microseconds the router spent on the request, of which `match_us` in the index. `overlap_blocks` of the
+    prompt are in the worker's own pool, or soon; `host_blocks` and `disk_blocks` more it would load from the tiers.
+    """
 
     id: int
     worker: str
@@ -40,6 +42,8 @@ class Placed(msgspec.Struct, frozen=True, tag="placed"):
     reason: str
     took_us: float = 0.0
     match_us: float = 0.0
+    host_blocks: int = 0
+    disk_blocks: int = 0
 
 
 class Unplaced(msgspec.Struct, frozen=True, tag="unplaced"):
