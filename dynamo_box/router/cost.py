@@ -3,7 +3,8 @@
     cost = overlap_weight * prefill_blocks + decode_blocks        (in blocks; the lowest wins)
 
 `prefill_blocks` is what the worker would have to compute before this request's first token: prompt tokens
-that it has accepted and not yet computed, and this prompt less what is cached. `decode_blocks` are the KV
+that it has accepted and not yet computed, and this prompt less what is cached. A block that it can load from host
+memory or disk counts as a part of one (`TierCosts`). `decode_blocks` are the KV
 blocks in use on the worker with this request added, shared ones counted once: the longer the batch, the
 slower each step.
 
@@ -49,12 +50,30 @@ class Knobs:
 
 
 @dataclass(frozen=True, slots=True)
+class TierCosts:
+    """What loading a block from a tier costs, in blocks computed."""
+
+    host: float = 0.1
+    disk: float = 0.3
+
+    def problem(self) -> str:
+        """Why these can't be used, or "" when they can."""
+        for name, value in (("host_block_cost", self.host), ("disk_block_cost", self.disk)):
+            if not 0.0 <= value <= MAX_KNOB:
+                return f"{name} must be a number from 0 to {MAX_KNOB:,.0f}, not {value}"
+        return ""
+
+
+DEFAULT_COSTS = TierCosts()
+
+
+@dataclass(frozen=True, slots=True)
 class Option:
     """A worker that could take the request, as it stands now.
 
-    `overlap_blocks` of the prompt are cached there; `prefill_tokens` it has yet to compute, without this
-    request; `decode_blocks` it would have in use with this request added; `indexed_blocks` is the size of its
-    index.
+    `overlap_blocks` of the prompt are cached there, and `host_blocks` and `disk_blocks` more would be loaded;
+    `prefill_tokens` it has yet to compute, without this request; `decode_blocks` it would have in use with this
+    request added; `indexed_blocks` is the size of its index.
     """
 
     worker: str
@@ -62,6 +81,13 @@ class Option:
     prefill_tokens: int
     decode_blocks: int
     indexed_blocks: int
+    host_blocks: int = 0
+    disk_blocks: int = 0
+
+    @property
+    def spared_blocks(self) -> int:
+        """Blocks of the prompt that aren't computed."""
+        return self.overlap_blocks + self.host_blocks + self.disk_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +109,30 @@ def parse_mode(text: str) -> Mode:
     raise ValueError(f"no routing mode {text!r}; there are {', '.join(MODES)}")
 
 
-def prefill_blocks(option: Option, prompt_tokens: int, block_size: int) -> float:
+def prefill_blocks(option: Option, prompt_tokens: int, block_size: int, tier_costs: TierCosts = DEFAULT_COSTS) -> float:
     """Blocks to compute before the first token, other requests' included; never below theirs."""
-    uncached = max(prompt_tokens - option.overlap_blocks * block_size, 0)
-    return (option.prefill_tokens + uncached) / block_size
+    uncached = max(prompt_tokens - option.spared_blocks * block_size, 0)
+    loading = option.host_blocks * tier_costs.host + option.disk_blocks * tier_costs.disk
+    return (option.prefill_tokens + uncached) / block_size + loading
 
 
-def weigh(option: Option, prompt_tokens: int, block_size: int, overlap_weight: float) -> Candidate:
-    blocks = prefill_blocks(option, prompt_tokens, block_size)
-    cost = overlap_weight * blocks + option.decode_blocks
-    return Candidate(option.worker, option.overlap_blocks, blocks, option.decode_blocks, cost)
+def weigh(
+    option: Option,
+    prompt_tokens: int,
+    block_size: int,
+    overlap_weight: float,
+    tier_costs: TierCosts = DEFAULT_COSTS,
+) -> Candidate:
+    blocks = prefill_blocks(option, prompt_tokens, block_size, tier_costs)
+    return Candidate(
+        worker=option.worker,
+        overlap_blocks=option.overlap_blocks,
+        prefill_blocks=blocks,
+        decode_blocks=option.decode_blocks,
+        cost=overlap_weight * blocks + option.decode_blocks,
+        host_blocks=option.host_blocks,
+        disk_blocks=option.disk_blocks,
+    )
 
 
 def decide(
@@ -105,13 +145,14 @@ def decide(
     rng: random.Random,
     last: str = "",
     pinned: bool = False,
+    tier_costs: TierCosts = DEFAULT_COSTS,
 ) -> Choice:
     """Choose among `options` (at least one).
 
     `last` is the worker that round-robin chose before; names go round in sorted order. `pinned`: the client
     named the only option.
     """
-    candidates = tuple(weigh(option, prompt_tokens, block_size, knobs.overlap_weight) for option in options)
+    candidates = tuple(weigh(option, prompt_tokens, block_size, knobs.overlap_weight, tier_costs) for option in options)
     if pinned:
         winner, why = 0, "named by the request"
     elif mode == "round-robin":
@@ -128,8 +169,17 @@ def decide(
         why = _against(candidates, winner) + tie
     option = options[winner]
     prompt_blocks = -(-prompt_tokens // block_size)
-    reason = f"{option.worker}: {option.overlap_blocks} of {prompt_blocks} blocks cached, {why}"
+    reason = f"{option.worker}: {option.overlap_blocks} of {prompt_blocks} blocks cached, {_loads(option)}{why}"
     return Choice(option, candidates, reason)
+
+
+def _loads(option: Option) -> str:
+    parts = []
+    if option.host_blocks:
+        parts.append(f"{option.host_blocks} in host memory")
+    if option.disk_blocks:
+        parts.append(f"{option.disk_blocks} on disk")
+    return f"{' and '.join(parts)}, " if parts else ""
 
 
 def _next_in_turn(workers: list[str], last: str) -> int:

@@ -1,4 +1,4 @@
-"""The most recent decisions, kept to be shown, and how much of their prompts was cached."""
+"""The most recent decisions, kept to be shown, and how much of their prompts needn't be computed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DecisionLog:
 
     @property
     def hit_rate(self) -> float | None:
-        """Cached blocks of all prompt blocks, 0 to 1; None before the first."""
+        """Blocks in the winners' pools or loadable by them, of all prompt blocks, 0 to 1; None before the first."""
         return self._cached_blocks / self._prompt_blocks if self._prompt_blocks else None
 
     def recent(self) -> tuple[Decision, ...]:

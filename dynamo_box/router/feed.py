@@ -1,4 +1,4 @@
-"""One worker's dump and numbered events → its part of the index.
+"""One holder's dump and numbered events → its part of the index. (A holder is a worker, or the store of the tiers.)
 
 The index must hold only what is right. A missing or repeated number, an event in the middle of a dump,
 content that can't be read or that the rest contradicts: each makes all that is known of the worker doubtful,
@@ -40,16 +40,24 @@ class Feed:
     """Takes in messages with `receive` and works through them with `apply`, in order.
 
     A block whose parent the worker never told of is a contradiction too, but engines that drop a parent
-    before its child would be asked for dumps without end: it is a reason for doubt once a minute at most.
+    before its child would be asked for dumps without end: it is a reason for doubt once a minute at most, and none at
+    all without `chains` (the box's tiers, which evict by priority and not from the end of a chain).
     """
 
     def __init__(
-        self, index: KvIndex, worker: str, listener: Listener, clock: Callable[[], float] = time.monotonic
+        self,
+        index: KvIndex,
+        worker: str,
+        listener: Listener,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        chains: bool = True,
     ) -> None:
         self._index = index
         self._worker = worker
         self._listener = listener
         self._clock = clock
+        self._chains = chains
         self._waiting: deque[KvMessage] = deque()
         self._waiting_hashes = 0
         self._applied_of_head = 0
@@ -122,7 +130,7 @@ class Feed:
         return ""
 
     def _parent_is_missing(self, event: KvStored) -> bool:
-        if event.parent is None or self._index.full(self._worker):
+        if not self._chains or event.parent is None or self._index.full(self._worker):
             return False
         now = self._clock()
         if now < self._parent_doubt_from or self._index.holds(self._worker, event.parent):

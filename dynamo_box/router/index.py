@@ -15,10 +15,10 @@ since one dict of a million entries stalls its loop for 100 ms when it grows.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 SHARDS = 4096
-_SHARD_SHIFT = 64 - 12
+SHARD_SHIFT = 64 - 12
 MAX_BLOCKS_PER_WORKER = 2**20
 SWEEP_BUDGET = 2048
 
@@ -56,7 +56,7 @@ class KvIndex:
         room = self._max_blocks - self.blocks(worker)
         added = 0
         for position, block in enumerate(hashes):
-            shard = shards[block >> _SHARD_SHIFT]
+            shard = shards[block >> SHARD_SHIFT]
             holders = shard.get(block, 0)
             if not holders & bit:
                 if added == room:
@@ -76,7 +76,7 @@ class KvIndex:
         shards = self._shards
         removed = 0
         for block in hashes:
-            shard = shards[block >> _SHARD_SHIFT]
+            shard = shards[block >> SHARD_SHIFT]
             holders = shard.get(block, 0)
             if holders & bit:
                 removed += 1
@@ -109,7 +109,7 @@ class KvIndex:
         shards = self._shards
         previous = -1  # all bits set: everybody holds what comes before the first block
         for depth, block in enumerate(hashes):
-            holders = shards[block >> _SHARD_SHIFT].get(block, 0)
+            holders = shards[block >> SHARD_SHIFT].get(block, 0)
             if holders == previous:
                 continue
             previous = holders
@@ -125,12 +125,23 @@ class KvIndex:
 
     def holds(self, worker: str, block: int) -> bool:
         """Whether the worker holds this one block, in whatever tier."""
-        holders = self._shards[block >> _SHARD_SHIFT].get(block, 0)
+        holders = self._shards[block >> SHARD_SHIFT].get(block, 0)
         return any(holders & holding.bit for holding in self._workers.get(worker, {}).values())
 
-    def blocks(self, worker: str) -> int:
+    def bits(self, worker: str, tier: str | None = None) -> int:
+        """What stands for this worker in the map's values, in one tier or all; 0 if it holds nothing."""
+        tiers = self._workers.get(worker, {})
+        return sum(holding.bit for name, holding in tiers.items() if tier in (None, name))
+
+    def blocks(self, worker: str, tier: str | None = None) -> int:
         """(tier, block) pairs of a worker."""
-        return sum(holding.blocks for holding in self._workers.get(worker, {}).values())
+        tiers = self._workers.get(worker, {})
+        return sum(holding.blocks for name, holding in tiers.items() if tier in (None, name))
+
+    @property
+    def shards(self) -> Sequence[Mapping[int, int]]:
+        """The map, to be read only: a block's shard is `block >> SHARD_SHIFT`."""
+        return self._shards
 
     def full(self, worker: str) -> bool:
         return self.blocks(worker) >= self._max_blocks

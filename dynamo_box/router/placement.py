@@ -16,7 +16,8 @@ from dynamo_box.discovery.instances import Instance
 from dynamo_box.protocol.figures import Decision, RouterFigures
 from dynamo_box.protocol.route import Adopt, Place, Placed, RouteReply, Unplaced
 from dynamo_box.protocol.spec import ModelSpec
-from dynamo_box.router.cost import Choice, Knobs, Mode, Option, decide
+from dynamo_box.router.cost import DEFAULT_COSTS, Choice, Knobs, Mode, Option, TierCosts, decide
+from dynamo_box.router.credit import BoxTiers, Credit, credit_each
 from dynamo_box.router.decisions import DecisionLog
 from dynamo_box.router.index import KvIndex
 from dynamo_box.router.load import LeaseKey, Leases, WorkerLoad
@@ -66,12 +67,17 @@ class Placement:
         lease_ttl_s: float,
         rng: random.Random,
         clock: Callable[[], float] = time.monotonic,
+        tier_costs: TierCosts = DEFAULT_COSTS,
+        kvstore: str = "",
     ) -> None:
+        """`kvstore` is the process that owns the tiers, "" for none."""
         self.mode: Mode = mode
+        self.tiers = BoxTiers(kvstore)
         self.pools = {spec.name: Pool(spec) for spec in models}
         self.leases = Leases(lease_ttl_s)
         self.resyncs = 0
         self._knobs = knobs
+        self._tier_costs = tier_costs
         self._rng = rng
         self._clock = clock
         self._decisions = DecisionLog()
@@ -131,58 +137,55 @@ class Placement:
             return Unplaced(place.id, "no_workers", _too_many(self.leases))
 
         match_started = time.perf_counter()
-        indexed = pool.index.match(place.hashes)
+        now = self._clock()
+        credit = credit_each(
+            [worker.instance.name for worker in workers],
+            [worker.predictions.match(place.hashes, now) for worker in workers],
+            pool=pool.index,
+            tiers=self.tiers,
+            hashes=place.hashes,
+        )
         match_us = (time.perf_counter() - match_started) * 1e6
         choice = decide(
             self.mode,
-            self._options(place, pool, workers, indexed),
+            _options(place, pool, workers, credit),
             prompt_tokens=place.prompt_tokens,
             block_size=pool.spec.block_size,
             knobs=knobs,
             rng=self._rng,
             last=pool.last_in_turn,
             pinned=place.pin is not None,
+            tier_costs=self._tier_costs,
         )
         self._count(key, place, pool, choice)
-        took_us = (time.perf_counter() - started) * 1e6
         winner = choice.option
-        return Placed(place.id, winner.worker, winner.overlap_blocks, choice.reason, took_us, match_us)
-
-    def _options(self, place: Place, pool: Pool, workers: list[Worker], indexed: dict[str, int]) -> list[Option]:
-        now = self._clock()
-        private_blocks = _private_blocks(place, pool.spec)
-        options = []
-        for worker in workers:
-            name = worker.instance.name
-            cached = indexed.get(name, 0)
-            # What is predicted beyond that is being computed for a sibling. It counts in the worker's prefill
-            # already, but this request doesn't add to it, nor would another worker spare it.
-            overlap = max(cached, worker.predictions.match(place.hashes, now))
-            awaited_tokens = (overlap - cached) * pool.spec.block_size
-            options.append(
-                Option(
-                    worker=name,
-                    overlap_blocks=overlap,
-                    prefill_tokens=max(worker.load.prefill_tokens - awaited_tokens, 0),
-                    decode_blocks=worker.load.blocks_with(place.hashes, private_blocks),
-                    indexed_blocks=pool.index.blocks(name),
-                )
-            )
-        return options
+        return Placed(
+            id=place.id,
+            worker=winner.worker,
+            overlap_blocks=winner.overlap_blocks,
+            reason=choice.reason,
+            took_us=(time.perf_counter() - started) * 1e6,
+            match_us=match_us,
+            host_blocks=winner.host_blocks,
+            disk_blocks=winner.disk_blocks,
+        )
 
     def _count(self, key: LeaseKey, place: Place, pool: Pool, choice: Choice) -> None:
-        """Enter a decision everywhere: as load, as a prediction, in the record."""
+        """Enter a decision everywhere: as load, as a prediction, in the record.
+
+        Load is what is computed. A block that is loaded keeps nobody's prefill waiting, so it counts as cached here,
+        and in the hit rate.
+        """
         now = self._clock()
-        name, overlap = choice.option.worker, choice.option.overlap_blocks
+        name, spared = choice.option.worker, choice.option.spared_blocks
         worker = pool.workers[name]
         private_blocks = _private_blocks(place, pool.spec)
-        uncached = place.prompt_tokens - overlap * pool.spec.block_size
         self.leases.add(
             key,
             worker.load,
             place.hashes,
             private_blocks=private_blocks,
-            prefill_tokens=uncached,
+            prefill_tokens=place.prompt_tokens - spared * pool.spec.block_size,
             now=now,
         )
         worker.predictions.note(place.hashes, now)
@@ -199,7 +202,7 @@ class Placement:
                 prompt_blocks=len(place.hashes) + private_blocks,
                 candidates=choice.candidates,
             ),
-            overlap,
+            spared,
         )
 
     def adopt(self, connection: int, adopt: Adopt) -> str:
@@ -243,6 +246,9 @@ class Placement:
                 )
             ),
             indexed_blocks=sum(pool.index.total_blocks for pool in self.pools.values()),
+            host_blocks=self.tiers.host_blocks,
+            disk_blocks=self.tiers.disk_blocks,
+            tiers_connected=self.tiers.connected,
             active_requests=len(self.leases),
             routed=self._decisions.routed,
             resyncs=self.resyncs,
@@ -253,6 +259,27 @@ class Placement:
 
     def _key_problem(self, key: LeaseKey) -> str:
         return f"id {key[1]} is in use on this connection" if key in self.leases else ""
+
+
+def _options(place: Place, pool: Pool, workers: list[Worker], credit: list[Credit]) -> list[Option]:
+    private_blocks = _private_blocks(place, pool.spec)
+    options = []
+    for worker, its in zip(workers, credit, strict=True):
+        # What is awaited is being computed for a sibling. It counts in the worker's prefill already, but this
+        # request doesn't add to it, nor would another worker spare it.
+        awaited_tokens = its.awaited * pool.spec.block_size
+        options.append(
+            Option(
+                worker=worker.instance.name,
+                overlap_blocks=its.own,
+                prefill_tokens=max(worker.load.prefill_tokens - awaited_tokens, 0),
+                decode_blocks=worker.load.blocks_with(place.hashes, private_blocks),
+                indexed_blocks=pool.index.blocks(worker.instance.name),
+                host_blocks=its.host,
+                disk_blocks=its.disk,
+            )
+        )
+    return options
 
 
 def _prompt_problem(request: Place | Adopt, spec: ModelSpec) -> str:

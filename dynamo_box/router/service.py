@@ -16,10 +16,11 @@ from dynamo_box.paths import RunDir
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import RouterFigures
 from dynamo_box.protocol.spec import RouterSpec
-from dynamo_box.router.cost import Knobs, parse_mode
+from dynamo_box.router.cost import Knobs, TierCosts, parse_mode
 from dynamo_box.router.frontends import Frontends
 from dynamo_box.router.placement import Placement
 from dynamo_box.router.slices import Slices
+from dynamo_box.router.store import StoreLink
 from dynamo_box.router.workers import Workers
 
 TICK_S = 0.25
@@ -46,6 +47,7 @@ class Router:
         self._placement = _placement(spec)
         self._slices = Slices()
         self._workers = Workers(self._placement, self._slices, self._notify)
+        self._store: StoreLink | None = None
         self._frontends = Frontends(self._placement, self._slices, self._on_release, self._look_again)
         self._drained = asyncio.Event()
         self._told: RouterFigures | None = None
@@ -64,6 +66,8 @@ class Router:
         """
         self._tell(status.Starting("instances"))
         self._workers.update(read_instances(self._run_dir.instances))
+        if self._spec.kvstore:
+            self._store = StoreLink(self._run_dir, self._placement, self._slices, self._notify)
         self._tell(status.Starting("listen"))
         await self._frontends.listen(self._run_dir.router_socket)
         models = ", ".join(self._placement.pools)
@@ -96,6 +100,8 @@ class Router:
             self._ticker.cancel()
         self._frontends.close()
         self._workers.close()
+        if self._store is not None:
+            self._store.close()
 
     def _tick(self) -> None:
         """Four times a second: expire leases, report figures that changed; without a change every two seconds, since
@@ -135,7 +141,8 @@ class Router:
 
 def _placement(spec: RouterSpec) -> Placement:
     knobs = Knobs(spec.overlap_weight, spec.temperature)
-    problem = knobs.problem()
+    tier_costs = TierCosts(spec.host_block_cost, spec.disk_block_cost)
+    problem = knobs.problem() or tier_costs.problem()
     try:
         mode = parse_mode(spec.mode)
     except ValueError as error:
@@ -143,4 +150,12 @@ def _placement(spec: RouterSpec) -> Placement:
     if problem:
         raise UsageError(f"the router's settings can't be used: {problem}", remedy="correct the profile")
     rng = random.Random(spec.seed)  # noqa: S311 - it breaks ties between workers
-    return Placement(spec.models, mode=mode, knobs=knobs, lease_ttl_s=spec.lease_ttl_s, rng=rng)
+    return Placement(
+        spec.models,
+        mode=mode,
+        knobs=knobs,
+        lease_ttl_s=spec.lease_ttl_s,
+        rng=rng,
+        tier_costs=tier_costs,
+        kvstore=spec.kvstore,
+    )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynamo_box.router.cost import MAX_KNOB, MODES, Choice, Knobs, Mode, Option, decide, parse_mode, weigh
+from dynamo_box.router.cost import MAX_KNOB, MODES, Choice, Knobs, Mode, Option, TierCosts, decide, parse_mode, weigh
 
 BLOCK = 16
 
@@ -58,6 +58,43 @@ def test_the_formula(overlap: int, prefill: int, decode: int, weight: float, cos
 
 def test_an_overlap_beyond_the_prompt_doesnt_pay_for_other_prefill() -> None:
     assert weigh(option("a", 20, prefill=160), 200, BLOCK, 1.0).prefill_blocks == 10.0
+
+
+@pytest.mark.parametrize(
+    ("own", "host", "disk", "cost"),
+    [
+        (0, 0, 0, 12.5 + 13),
+        (12, 0, 0, 0.5 + 13),
+        (0, 12, 0, 0.5 + 12 * 0.1 + 13),
+        (0, 0, 12, 0.5 + 12 * 0.3 + 13),
+        (4, 3, 2, 3.5 + 3 * 0.1 + 2 * 0.3 + 13),
+        (0, 13, 0, 13 * 0.1 + 13),  # what is spared is never more than the prompt
+    ],
+)
+def test_a_block_to_load_costs_a_part_of_one_to_compute(own: int, host: int, disk: int, cost: float) -> None:
+    given = Option("a", own, 0, 13, 0, host, disk)
+    weighed = weigh(given, 200, BLOCK, 1.0, TierCosts(0.1, 0.3))
+    assert weighed.cost == pytest.approx(cost)
+    assert (weighed.overlap_blocks, weighed.host_blocks, weighed.disk_blocks) == (own, host, disk)
+    heavier = weigh(given, 200, BLOCK, 2.0, TierCosts(0.1, 0.3))
+    assert heavier.cost - 13 == pytest.approx(2 * (cost - 13)), "the overlap weight is a weight on loading too"
+
+
+def test_the_tiers_level_workers_so_that_load_decides_and_the_reason_says_what_is_loaded() -> None:
+    has, loads = Option("a", 12, 480, 13, 0), Option("b", 2, 0, 13, 0, 7, 3)
+    choice = choose(has, loads)
+    assert choice.option.worker == "b"
+    assert choice.reason == "b: 2 of 13 blocks cached, 7 in host memory and 3 on disk, cost 15.1 vs 43.5"
+    assert choose(Option("a", 12, 0, 13, 0), loads).reason == "a: 12 of 13 blocks cached, cost 13.5 vs 15.1"
+    assert choose(Option("a", 0, 0, 13, 0, 0, 5)).reason == "a: 0 of 13 blocks cached, 5 on disk, the only worker"
+    for mode in ("round-robin", "random"):
+        assert ", 5 on disk, " in choose(Option("a", 0, 0, 13, 0, 0, 5), mode=mode).reason  # type: ignore[arg-type]
+
+
+def test_tier_costs_that_make_no_sense() -> None:
+    assert "host_block_cost must be a number from 0" in TierCosts(host=-0.1).problem()
+    assert "disk_block_cost must be a number from 0" in TierCosts(disk=math.nan).problem()
+    assert TierCosts(0.0, 0.0).problem() == ""
 
 
 def test_the_cached_prefix_wins_and_the_reason_says_so() -> None:
@@ -148,6 +185,8 @@ def test_modes_by_name() -> None:
             prefill_tokens=st.integers(0, 2**40),
             decode_blocks=st.integers(0, 2**40),
             indexed_blocks=st.integers(0, 2**20),
+            host_blocks=st.integers(0, 2**16),
+            disk_blocks=st.integers(0, 2**16),
         ),
         min_size=1,
         max_size=8,

@@ -35,11 +35,11 @@ class Heard:
 class Rig:
     """A feed, its index, what it told, and a clock."""
 
-    def __init__(self, cap: int = 2**20) -> None:
+    def __init__(self, cap: int = 2**20, *, chains: bool = True) -> None:
         self.index = KvIndex(cap)
         self.heard = Heard()
         self.now = 1000.0
-        self.feed = Feed(self.index, "a", self.heard, clock=lambda: self.now)
+        self.feed = Feed(self.index, "a", self.heard, clock=lambda: self.now, chains=chains)
 
     def take(self, *messages: KvMessage) -> None:
         for message in messages:
@@ -123,6 +123,27 @@ def test_a_parent_that_nobody_stored_is_a_doubt_once_a_minute() -> None:
     rig.now += PARENT_DOUBT_EVERY_S
     rig.take(KvStored(1, HASHES[9:10], HASHES[8]))
     assert len(rig.heard.doubts) == 2
+
+
+def test_tiers_may_evict_a_parent_before_its_child() -> None:
+    rig = Rig(chains=False)
+    rig.take(dump(0), KvStored(0, HASHES[1:2], HASHES[0], tier="g2"))
+    assert rig.heard.doubts == []
+    assert rig.held() == 1
+
+
+def test_a_dump_of_tiers_is_pages_of_each_and_events_move_blocks_between_them() -> None:
+    rig = Rig(chains=False)
+    rig.take(
+        KvDump(5, HASHES[:4], first=True, more=True, tier="g2"),
+        KvDump(5, HASHES[2:8], first=False, more=False, tier="g3"),
+    )
+    assert (rig.index.blocks("a", "g2"), rig.index.blocks("a", "g3"), rig.held()) == (4, 6, 10)
+    rig.take(KvRemoved(5, HASHES[2:4], tier="g2"), KvStored(6, HASHES[:2], None, tier="g3"))
+    assert (rig.index.blocks("a", "g2"), rig.index.blocks("a", "g3")) == (2, 8)
+    rig.take(KvCleared(7, tier="g3"))
+    assert (rig.index.blocks("a", "g2"), rig.index.blocks("a", "g3")) == (2, 0)
+    assert rig.index.match(HASHES) == {"a": 2}
 
 
 def test_a_large_message_is_applied_in_slices() -> None:

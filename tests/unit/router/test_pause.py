@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dynamo_box.router.workers import FIRST_PAUSE_S, LONGEST_PAUSE_S, STABLE_S, Pause
+from dynamo_box.router.link import FIRST_PAUSE_S, LONGEST_PAUSE_S, STABLE_S, Pause
 
 
 def test_no_pause_first_then_longer_ones_up_to_a_limit() -> None:

@@ -11,7 +11,7 @@ from dynamo_box.discovery.instances import Instance
 from dynamo_box.protocol.figures import Candidate
 from dynamo_box.protocol.route import Adopt, Place, Placed, Unplaced
 from dynamo_box.protocol.spec import ModelSpec
-from dynamo_box.router.cost import Knobs, Mode
+from dynamo_box.router.cost import Knobs, Mode, TierCosts
 from dynamo_box.router.decisions import KEPT, SHOWN
 from dynamo_box.router.placement import Placement
 from dynamo_box.router.predictions import PREDICTION_TTL_S
@@ -20,6 +20,7 @@ BLOCK = 16
 SPEC = ModelSpec("smollm2", "/models/smollm2", "f00", context_length=8192, block_size=BLOCK)
 OTHER = ModelSpec("other", "/models/other", "0ff", context_length=1024, block_size=32)
 FRONTEND = 1
+STORE = "kvstore"
 
 
 def instance(number: int, model: ModelSpec = SPEC, role: str = "aggregated", pid: int = 1) -> Instance:
@@ -54,6 +55,8 @@ class Rig:
             lease_ttl_s=300.0,
             rng=random.Random(0),
             clock=lambda: self.now,
+            tier_costs=TierCosts(host=0.25, disk=0.5),
+            kvstore=STORE,
         )
         for each in instances or (A, B):
             self.join(each)
@@ -83,6 +86,10 @@ class Rig:
         reply = self.place(hashes, **changes)
         assert isinstance(reply, Unplaced), reply
         return reply
+
+    def keep(self, hashes: tuple[int, ...], tier: str) -> None:
+        """The box's tiers hold these."""
+        self.placement.tiers.index.store(STORE, hashes, tier)
 
     def candidate(self, worker: Instance) -> Candidate:
         """The worker as it was weighed in the last decision."""
@@ -291,3 +298,57 @@ def test_only_the_recent_decisions_are_kept() -> None:
     assert figures.hit_rate == 1.0
     assert (figures.routed, len(figures.decisions)) == (2 * KEPT, SHOWN)
     assert figures.decisions[-1].request_id == f"req-{2 * KEPT}"
+
+
+def test_what_the_tiers_hold_is_loaded_by_whoever_is_idle() -> None:
+    rig = Rig()
+    hashes, busy = prompt(1, 12), prompt(2, 40)
+    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    rig.placed(busy, pin=A.name)
+    rig.keep(hashes[:8], "g2")
+    rig.keep(hashes[8:], "g3")
+    reply = rig.placed(hashes, prompt_tokens=200)
+    assert (reply.worker, reply.overlap_blocks, reply.host_blocks, reply.disk_blocks) == (B.name, 0, 8, 4)
+    assert reply.reason.startswith(f"{B.name}: 0 of 13 blocks cached, 8 in host memory and 4 on disk, cost ")
+    mine, other = rig.candidate(B), rig.candidate(A)
+    assert (mine.host_blocks, mine.disk_blocks, mine.prefill_blocks) == (8, 4, 0.5 + 8 * 0.25 + 4 * 0.5)
+    assert (other.overlap_blocks, other.host_blocks, other.disk_blocks) == (12, 0, 0)
+    figures = rig.placement.figures()
+    assert (figures.host_blocks, figures.disk_blocks, figures.indexed_blocks) == (8, 4, 12)
+    assert figures.workers == (A.name, B.name), "the store is no worker"
+    assert figures.hit_rate == pytest.approx(12 / (40 + 13)), "what is loaded isn't computed"
+
+
+def test_load_is_what_is_computed_not_what_is_loaded() -> None:
+    rig = Rig(A)
+    hashes = prompt(1, 12)
+    rig.keep(hashes[:8], "g2")
+    rig.placed(hashes)
+    rig.placed(prompt(2, 1))
+    assert rig.candidate(A).prefill_blocks == 4.0 + 1.0
+    rig.placed(hashes)
+    again = rig.candidate(A)
+    assert (again.overlap_blocks, again.host_blocks) == (12, 0), "the first one's blocks are on their way"
+    assert again.prefill_blocks == 1.0, "the first one computes four of them, for both; the second prompt waits"
+
+
+def test_one_index_of_the_tiers_serves_all_models() -> None:
+    other = instance(0, OTHER)
+    rig = Rig(A, other)
+    mine, its = prompt(1, 4), prompt(2, 6)
+    rig.keep(mine, "g2")
+    rig.keep(its, "g3")
+    assert rig.placed(mine).host_blocks == 4
+    assert rig.placed(its).disk_blocks == 6, "a hash is found by whoever asks for it: models have different ones"
+    reply = rig.placed(prompt(3, 2) + its, model="other", prompt_tokens=8 * 32)
+    assert (reply.host_blocks, reply.disk_blocks) == (0, 0), "nothing without what comes before it"
+
+
+def test_the_credit_goes_with_the_store() -> None:
+    rig = Rig(A)
+    hashes = prompt(1, 4)
+    rig.keep(hashes, "g2")
+    rig.placement.tiers.index.forget(STORE)
+    reply = rig.placed(hashes)
+    assert (reply.host_blocks, reply.reason) == (0, f"{A.name}: 0 of 4 blocks cached, the only worker")
+    assert rig.placement.figures().host_blocks == 0
