@@ -27,11 +27,12 @@ from dynamo_box.protocol.framing import (
 )
 from dynamo_box.protocol.request import Hello, KvDump, PeerMessage, Subscribe, peer_decoder
 from dynamo_box.protocol.route import Place, Placed, RouteReply, Unplaced, reply_decoder
-from dynamo_box.protocol.spec import ChildSpec, ModelSpec, RouterSpec
+from dynamo_box.protocol.spec import EVENTS_SUFFIX, ChildSpec, ModelSpec, RouterSpec
 from dynamo_box.protocol.status import ChildMessage, Ready, Report, Start, child_decoder
 
 DEADLINE_S = 20.0
 BLOCK = 16
+STORE = "kvstore"
 SPEC = ModelSpec("smollm2", "/nowhere", "f00", context_length=8192, block_size=BLOCK)
 
 T = TypeVar("T")
@@ -130,37 +131,17 @@ class Frontend:
         self.channel.close()
 
 
-class PeerWorker:
-    """A worker whose every word the test chooses. It is announced with the pid of the test process."""
+class Peer:
+    """Somebody who holds KV blocks, and whose every word the test chooses."""
 
-    def __init__(self, run_dir: RunDir, name: str) -> None:
-        self.run_dir = run_dir
-        self.name = name
-        self.listening = listen_unix(run_dir.worker_socket(name))
-        self.listening.settimeout(DEADLINE_S)
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.channel: BlockingChannel[PeerMessage] | None = None
-        start_time = process_start_time(os.getpid())
-        assert start_time is not None
-        self.instance = Instance(
-            name=name,
-            model=SPEC.name,
-            role="aggregated",
-            engine="peer",
-            socket=str(run_dir.worker_socket(name)),
-            pid=os.getpid(),
-            start_time=start_time,
-            fingerprint=SPEC.fingerprint,
-            block_size=BLOCK,
-            kv_blocks_total=1000,
-            kv_dtype="float32",
-            context_length=SPEC.context_length,
-        )
+        self.listen()
 
-    def announce(self) -> None:
-        announce(self.run_dir.instances, self.instance)
-
-    def withdraw(self) -> None:
-        withdraw(self.run_dir.instances, self.name)
+    def listen(self) -> None:
+        self.listening = listen_unix(self.path)
+        self.listening.settimeout(DEADLINE_S)
 
     def accept(self) -> None:
         """The router's next connection, up to its subscription."""
@@ -188,9 +169,54 @@ class PeerWorker:
             self.channel = None
 
     def close(self) -> None:
-        self.withdraw()
         self.hang_up()
         self.listening.close()
+
+
+class PeerWorker(Peer):
+    """A worker. It is announced with the pid of the test process."""
+
+    def __init__(self, run_dir: RunDir, name: str) -> None:
+        super().__init__(run_dir.worker_socket(name))
+        self.run_dir = run_dir
+        self.name = name
+        start_time = process_start_time(os.getpid())
+        assert start_time is not None
+        self.instance = Instance(
+            name=name,
+            model=SPEC.name,
+            role="aggregated",
+            engine="peer",
+            socket=str(run_dir.worker_socket(name)),
+            pid=os.getpid(),
+            start_time=start_time,
+            fingerprint=SPEC.fingerprint,
+            block_size=BLOCK,
+            kv_blocks_total=1000,
+            kv_dtype="float32",
+            context_length=SPEC.context_length,
+        )
+
+    def announce(self) -> None:
+        announce(self.run_dir.instances, self.instance)
+
+    def withdraw(self) -> None:
+        withdraw(self.run_dir.instances, self.name)
+
+    def close(self) -> None:
+        self.withdraw()
+        super().close()
+
+
+class PeerStore(Peer):
+    """The owner of the box's KV tiers."""
+
+    def tiers(self, next_event_id: int, *, host: tuple[int, ...] = (), disk: tuple[int, ...] = ()) -> None:
+        """Its dump."""
+        self.send(
+            KvDump(next_event_id, host, first=True, more=True, tier="g2"),
+            KvDump(next_event_id, disk, first=False, more=False, tier="g3"),
+        )
 
 
 @dataclass
@@ -221,6 +247,10 @@ class Stage:
     def worker(self, number: int = 0) -> PeerWorker:
         """A worker that is listening, not announced."""
         return self._keep(PeerWorker(self.run_dir, f"{SPEC.name}.aggregated.{number}"))
+
+    def store(self) -> PeerStore:
+        """The store of a router with `kvstore=STORE`, listening."""
+        return self._keep(PeerStore(self.run_dir.worker_socket(STORE + EVENTS_SUFFIX)))
 
     def subscribed_worker(self, router: Child, number: int = 0, hashes: tuple[int, ...] = ()) -> PeerWorker:
         """A worker that the router has connected to and whose dump, up to event 0, it has taken in."""

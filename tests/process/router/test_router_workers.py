@@ -8,7 +8,6 @@ import pytest
 from msgspec.structs import replace
 
 from dynamo_box.protocol import status
-from dynamo_box.protocol.framing import listen_unix
 from dynamo_box.protocol.request import KvDump, KvRemoved, KvStored, Load, Refused
 from dynamo_box.protocol.route import Adopt, PrefillDone, Release, Renew, Unplaced
 
@@ -109,8 +108,7 @@ def test_a_worker_that_is_announced_before_it_listens_is_tried_again(stage: Any)
     worker.listening.close()
     worker.announce()
     assert isinstance(stage.frontend().place(), Unplaced)
-    worker.listening = listen_unix(stage.run_dir.worker_socket(worker.name))
-    worker.listening.settimeout(20.0)
+    worker.listen()
     worker.accept()
     worker.dump(0, HASHES)
     router.indexed(12)
