@@ -1,14 +1,16 @@
 """Who holds the bytes of each device, of the host and of the disks. Pure: one snapshot in, regions out.
 
-Three sources are laid over each other, the most trustworthy outside:
+Several sources are laid over each other, the most trustworthy outside:
 
     device or kernel   all in use, what the box holds of it, what others hold    DeviceFigures, DiskInfo
     gms                layouts: weights that are there once, whoever maps them   GmsFigures
     workers            weights, and the KV pool by used, cached and free blocks  WorkerFigures
+    kvstore            KV in host memory and on disk, below the engines' pools   KvStoreFigures
     plan               what was set aside by purpose                             DeviceInfo.planned_bytes
 
 A model that has a layout on a device has its weights in it, and what its workers say of theirs is what they map of it.
-While a gms says nothing, the workers of one model still hold one copy: the most that one of them says.
+While a gms says nothing, the workers of one model still hold one copy: the most that one of them says. The host tier is
+shared memory, which is there once, however many workers map it.
 
 They are sampled at different moments and needn't agree. Each region takes what it claims of what those before it left
 over, so no region is ever negative and together they are exactly the total. The cpu device and the host are one memory,
@@ -21,27 +23,28 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from dynamo_box.protocol.figures import GmsFigures, WorkerFigures
+from dynamo_box.protocol.figures import GmsFigures, KvStoreFigures, WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot, DeviceFigures, DeviceInfo, DiskInfo, ProcessInfo
-from dynamo_box.tui import layouts
+from dynamo_box.tui import layouts, tiers
 from dynamo_box.tui.host import HOST, HOST_KINDS, host_of
 
 DISK = "disk"
-WEIGHTS, KV = "weights", "KV"
+WEIGHTS, KV, TIER = "weights", "KV", "KV tier"
 """The purposes of planned bytes that have regions of their own; all others are the box's other bytes."""
 
 
 class Region(enum.StrEnum):
     """What bytes are for, in the order in which they lie side by side.
 
-    CACHED are KV blocks kept for reuse only, POOL what the pool has left. BOX is what the box holds beside weights and
-    KV. OTHERS is other processes' (on a disk: other files). UNATTRIBUTED is in use, nobody knows by whom; UNREAD may be
-    in use or free: the device doesn't say.
+    CACHED are KV blocks kept for reuse only, TIER those in the box's host or disk tier, POOL what the engines' pools
+    have left. BOX is what the box holds beside weights and KV. OTHERS is other processes' (on a disk: other files).
+    UNATTRIBUTED is in use, nobody knows by whom; UNREAD may be in use or free: the device doesn't say.
     """
 
     WEIGHTS = "weights"
     USED = "KV used"
     CACHED = "KV cached"
+    TIER = "KV tier"
     POOL = "KV free"
     BOX = "other"
     OTHERS = "others"
@@ -71,7 +74,7 @@ class Place:
 @dataclass(frozen=True)
 class Holding:
     """What one process says that it holds of one place, in bytes; None is what it doesn't say. Weights of a worker that
-    maps a layout are the layout's, and those of a gms are all its layouts'.
+    maps a layout are the layout's, and those of a gms are all its layouts'. `kv_tier` is the host tier, of its store.
     """
 
     process: ProcessInfo
@@ -79,6 +82,7 @@ class Holding:
     kv: int | None = None
     kv_used: int | None = None
     kv_cached: int | None = None
+    kv_tier: int | None = None
 
 
 def places(snapshot: BoxSnapshot) -> tuple[Place, ...]:
@@ -95,7 +99,13 @@ def places(snapshot: BoxSnapshot) -> tuple[Place, ...]:
         found.append(host)
     with_snapshots = _disk_of_snapshots(snapshot.disks)
     on_disk = sum(max(each.layout.disk_bytes, 0) for each in layouts.held(snapshot))
-    found.extend(_disk(disk, on_disk if disk is with_snapshots else 0) for disk in snapshot.disks)
+    store = tiers.store_of(snapshot)
+    with_tier = None if store is None else tiers.disk_of(snapshot.disks, store.figures.directory)
+    in_files = 0 if store is None else store.figures.disk.used_bytes
+    found.extend(
+        _disk(disk, on_disk if disk is with_snapshots else 0, in_files if disk is with_tier else 0)
+        for disk in snapshot.disks
+    )
     return tuple(found)
 
 
@@ -127,6 +137,7 @@ def held_by_purpose(place: Place) -> dict[str, int]:
     purposes = {
         WEIGHTS: (Region.WEIGHTS,),
         KV: (Region.USED, Region.CACHED, Region.POOL),
+        TIER: (Region.TIER,),
         "overhead": (Region.BOX,),
     }
     return {
@@ -163,18 +174,21 @@ def _host(snapshot: BoxSnapshot, held: list[Holding], stored: _Stored | None) ->
     return Place(HOST, name, HOST, total, regions, host.figures is not None, planned)
 
 
-def _disk(disk: DiskInfo, snapshots: int) -> Place:
-    """`snapshots` are bytes of weights that sleep there: of the box's, if it says how much it has."""
+def _disk(disk: DiskInfo, snapshots: int, tier: int) -> Place:
+    """`snapshots` are bytes of weights that sleep there, `tier` those of the disk tier: of the box's, if it says how
+    much it has.
+    """
     total = max(disk.total_bytes, 0)
     free = min(max(disk.free_bytes, 0), total)
     used = total - free
     inside = used if disk.box_bytes is None else min(max(disk.box_bytes, 0), used)
-    regions = _granted({Region.WEIGHTS: snapshots} if snapshots else {}, inside)
-    asleep = sum(regions.values())
+    claims = {Region.WEIGHTS: snapshots, Region.TIER: tier}
+    regions = _granted({region: size for region, size in claims.items() if size}, inside)
+    known = sum(regions.values())
     if disk.box_bytes is None:
-        regions[Region.UNATTRIBUTED] = used - asleep
+        regions[Region.UNATTRIBUTED] = used - known
     else:
-        regions[Region.BOX] = inside - asleep
+        regions[Region.BOX] = inside - known
         regions[Region.OTHERS] = used - inside
     regions[Region.FREE] = free
     return Place(_disk_key(disk), disk.purpose, DISK, total, regions)
@@ -229,7 +243,9 @@ def _planned(planned: dict[str, int], total: int | None, held: list[Holding]) ->
     if KV in planned:
         workers = [each.process.figures for each in held]
         claims |= _divided(planned[KV], [figures for figures in workers if isinstance(figures, WorkerFigures)])
-    other = [size for purpose, size in planned.items() if purpose not in (WEIGHTS, KV)]
+    if TIER in planned:
+        claims[Region.TIER] = planned[TIER]
+    other = [size for purpose, size in planned.items() if purpose not in (WEIGHTS, KV, TIER)]
     if other:
         claims[Region.BOX] = sum(other)
     regions = _granted(claims, _sum(claims) if total is None else total)
@@ -307,7 +323,7 @@ def _held(snapshot: BoxSnapshot) -> dict[str, list[Holding]]:
             place = HOST if device in on_host else device
             held.setdefault(place, []).append(_holding(process, index, len(devices)))
         if process.rss_bytes is not None and on_host.isdisjoint(devices):
-            held[HOST].append(Holding(process))
+            held[HOST].append(Holding(process, kv_tier=_host_tier(process)))
     return held
 
 
@@ -316,7 +332,7 @@ def _holding(process: ProcessInfo, index: int, span: int) -> Holding:
     if isinstance(figures, GmsFigures):
         return Holding(process, _part(sum(max(each.device_bytes, 0) for each in figures.layouts), index, span))
     if not isinstance(figures, WorkerFigures):
-        return Holding(process)
+        return Holding(process, kv_tier=_host_tier(process))
     weights = None if figures.weights_bytes is None else _part(figures.weights_bytes, index, span)
     pool = None if figures.kv_bytes is None else _part(figures.kv_bytes, index, span)
     if pool is None or figures.kv_blocks_total <= 0:
@@ -325,8 +341,13 @@ def _holding(process: ProcessInfo, index: int, span: int) -> Holding:
     return Holding(process, weights, pool, regions[Region.USED], regions[Region.CACHED])
 
 
+def _host_tier(process: ProcessInfo) -> int | None:
+    """What the store says that lies in its arenas; those who map them say nothing of it."""
+    return process.figures.host.used_bytes if isinstance(process.figures, KvStoreFigures) else None
+
+
 def _claims(held: list[Holding], weights: int | None) -> Claims:
-    """What workers hold together. A pool of unknown use stays with the box's other bytes."""
+    """What is held together. A pool of unknown use stays with the box's other bytes."""
     claims: Claims = {}
     if weights is not None:
         claims[Region.WEIGHTS] = weights
@@ -335,6 +356,10 @@ def _claims(held: list[Holding], weights: int | None) -> Claims:
     if known:
         claims[Region.USED] = sum(used for _, used, _ in known)
         claims[Region.CACHED] = sum(cached for _, _, cached in known)
+    stored = [each.kv_tier for each in held if each.kv_tier is not None]
+    if stored:
+        claims[Region.TIER] = sum(stored)
+    if known:
         claims[Region.POOL] = sum(kv - used - cached for kv, used, cached in known)
     return claims
 

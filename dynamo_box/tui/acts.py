@@ -13,9 +13,11 @@ from dynamo_box.protocol import control
 from dynamo_box.protocol.figures import FrontendFigures, RouterFigures
 from dynamo_box.protocol.gms import Place
 from dynamo_box.snapshot import BoxSnapshot, ModelInfo
+from dynamo_box.tui import tiers
 from dynamo_box.tui.layouts import whereabouts
 from dynamo_box.tui.model import Act, Tone
 from dynamo_box.tui.text import one_line, span_of_time
+from dynamo_box.tui.tiers import CLEAR, DISK_TIER, HOST_TIER
 
 DRAIN_S = 30.0
 ANSWER_S = 300.0
@@ -25,13 +27,15 @@ MODE = "mode"
 ROUTER_MODES = ("kv", "round-robin", "random")
 SLEEP, WAKE = "sleep", "wake"
 PLACES: tuple[Place, ...] = ("device", "host", "disk")
+TIER_WORDS = {HOST_TIER: "g2", DISK_TIER: "g3"}
+"""What the store calls the tiers."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """`kind` as in Act; `target` is a process, a request, a model or a mode. `process` is the router, for a mode.
-    `run_id` is that of the box which the person saw. `to` and `force` are of a sleep: where the weights go (None: where
-    the profile says), and whether what runs is cancelled.
+    """`kind` as in Act; `target` is a process, a request, a model, a mode or a KV tier. `process` is whose setting it
+    is: the router's for a mode, the store's for a tier. `run_id` is that of the box which the person saw. `to` and
+    `force` are of a sleep: where the weights go (None: where the profile says), and whether what runs is cancelled.
     """
 
     kind: str
@@ -65,6 +69,13 @@ def order(act: Act, row: str | None, snapshot: BoxSnapshot) -> Order | Refusal:
     if act.kind == MODE:
         router = next((each.name for each in snapshot.processes if isinstance(each.figures, RouterFigures)), None)
         return Refusal("there is no router that says how it routes") if router is None else Order(MODE, "", router, box)
+    if act.kind == CLEAR:
+        store = tiers.store_of(snapshot)
+        return (
+            Refusal("there is no store that says what it holds")
+            if store is None
+            else (Order(CLEAR, "", store.process.name, box))
+        )
     if row is None:
         return Refusal(f"{act.title}: there is no row under the cursor")
     if act.kind == "cancel":
@@ -132,6 +143,8 @@ def carry_out(run_dir: RunDir, wanted: Order) -> Outcome:
                 said = client.cancel_request(wanted.target)
             case "mode":
                 said = client.set_option(wanted.process, "mode", wanted.target)
+            case "clear":
+                said = client.set_option(wanted.process, CLEAR, TIER_WORDS[wanted.target])
             case "sleep":
                 return slept(
                     client.sleep(

@@ -13,6 +13,7 @@ from dynamo_box.tui.model import Span, Tone
 from dynamo_box.tui.screens import SCREENS
 from dynamo_box.tui.source import Why
 from dynamo_box.tui.text import BLANK, Line, Mark, clip_spans, one_line, spans_width
+from dynamo_box.tui.tiers import trouble
 from dynamo_box.wording import duration
 
 _STATE_TONES = {
@@ -150,6 +151,8 @@ def _of_box(snapshot: BoxSnapshot, uptime_s: float, *, there: bool) -> Iterable[
     box = snapshot.box
     if there:
         yield Part(90, (Span("● ", _STATE_TONES.get(box.state, Tone.PLAIN)), Span(one_line(box.state))))
+    if there and (words := trouble(snapshot)):
+        yield Part(85, (Span(words, Tone.WARN),))
     if box.profile:
         yield Part(60, (Span(one_line(box.profile), Tone.TITLE),))
     yield Part(30, (Span(one_line(box.endpoint)),))

@@ -26,6 +26,8 @@ class Tone(enum.StrEnum):
     WEIGHTS = "weights"
     KV = "kv"
     CACHED = "cached"
+    HOST = "host"
+    DISK = "disk"
     OTHER = "other"
     UNKNOWN = "unknown"
     FREE = "free"
@@ -42,11 +44,14 @@ class Span(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """`sort` is what the column is sorted by where the text won't do; cells without a value (None) sort last."""
+    """`sort` is what the column is sorted by where the text won't do; cells without a value (None) sort last. `parts`
+    are the text again, where its parts have tones of their own.
+    """
 
     text: str
     tone: Tone = Tone.PLAIN
     sort: float | str | None = None
+    parts: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,8 +106,8 @@ Panel = Table | Lines
 class Act:
     """Something a person can do to the row under the cursor, or (`needs_row` false) to the box.
 
-    `key` is pressed for it. `kind` names what is done: restart, drain, cancel, mode. `question` is asked first where it
-    hurts; `{row}` in it is the row's key.
+    `key` is pressed for it. `kind` names what is done: restart, drain, cancel, mode, … `question` is asked first where
+    it hurts; `{row}` in it is the row's key. `of` is the kind of process without which there is nothing to do it to.
     """
 
     key: str
@@ -110,6 +115,7 @@ class Act:
     title: str
     question: str = ""
     needs_row: bool = True
+    of: str = ""
 
 
 @dataclass(frozen=True)

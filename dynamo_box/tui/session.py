@@ -81,8 +81,11 @@ class Session:
 
     @property
     def acts(self) -> tuple[Act, ...]:
-        """What can be done on this screen."""
-        return view(self.screen).acts if self._steers and self.screen != LOGS else ()
+        """What can be done on this screen, in a box as this one is."""
+        if not self._steers or self.screen == LOGS:
+            return ()
+        kinds = {process.kind for process in self.frame.snapshot.processes} if self.frame is not None else set()
+        return tuple(act for act in view(self.screen).acts if not act.of or act.of in kinds)
 
     @property
     def keys(self) -> tuple[Key, ...]:

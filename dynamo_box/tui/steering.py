@@ -12,11 +12,12 @@ from textual.message import Message
 from dynamo_box.errors import BoxError
 from dynamo_box.paths import RunDir
 from dynamo_box.snapshot import BoxSnapshot
-from dynamo_box.tui import acts
+from dynamo_box.tui import acts, tiers
 from dynamo_box.tui.acts import Order, Outcome
 from dynamo_box.tui.dialogs import Answer, QuestionDialog
 from dynamo_box.tui.model import Act, Tone
 from dynamo_box.tui.themes import Theme
+from dynamo_box.wording import size
 
 MOST_AT_ONCE = 16
 
@@ -56,6 +57,9 @@ class Steering:
             asked = f"How shall requests be routed? Now: {acts.router_mode(snapshot)}"
             dialog = QuestionDialog(act.title, asked, modes, look)
             self._ask(dialog, lambda mode: self._begin(replace(wanted, target=mode)))
+        elif act.kind == tiers.CLEAR:
+            dialog = QuestionDialog(act.title, act.question, _tiers_to_clear(snapshot), look)
+            self._ask(dialog, lambda tier: self._begin(replace(wanted, target=tier)))
         elif act.kind == acts.SLEEP:
             ways = _ways_to_sleep(wanted, snapshot)
             dialog = QuestionDialog(act.title, acts.question(act, wanted.target), ways, look)
@@ -94,6 +98,20 @@ class Steering:
         except BoxError as error:
             outcome = Outcome(f"{error.what}; {error.remedy}" if error.remedy else error.what, Tone.BAD)
         self._app.post_message(Answered(wanted, outcome))
+
+
+def _tiers_to_clear(snapshot: BoxSnapshot) -> list[Answer]:
+    """No first, since what is cleared is computed again."""
+    store = tiers.store_of(snapshot)
+    held = [] if store is None else [each for each in store.tiers.items() if each[1].state != tiers.OFF]
+    places = {tiers.HOST_TIER: "in host memory", tiers.DISK_TIER: "on disk"}
+    return [
+        Answer("n", "", "no"),
+        *(
+            Answer(str(at), name, f"what is {places[name]}: {tier.blocks:,} blocks, {size(tier.used_bytes)}")
+            for at, (name, tier) in enumerate(held, 1)
+        ),
+    ]
 
 
 _AS_PROFILED, _FORCED = "as the profile says", "force"

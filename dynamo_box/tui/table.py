@@ -223,7 +223,10 @@ class TablePane:
         spans: list[Span] = []
         between = ""
         for column, wide, cell in zip(self.table.columns, self._widths, row.cells, strict=True):
-            if wide:
+            if wide and cell.parts and width_of(cell.text) == wide:
+                spans += (Span(between), *cell.parts) if between else cell.parts
+                between = " " * self._gap
+            elif wide:
                 spans.append(Span(between + fill(cell.text, wide, right=column.right, front=column.tail), cell.tone))
                 between = " " * self._gap
         return tuple(spans)

@@ -12,8 +12,11 @@ from msgspec.structs import replace
 from dynamo_box.protocol.figures import (
     Candidate,
     Decision,
+    Figures,
     FrontendFigures,
     GmsFigures,
+    KvLayoutFigures,
+    KvStoreFigures,
     Latency,
     LayoutEvent,
     LayoutFigures,
@@ -21,7 +24,10 @@ from dynamo_box.protocol.figures import (
     Quantiles,
     RequestFigures,
     RouterFigures,
+    TierFigures,
+    TierUse,
     WorkerFigures,
+    WorkerTiers,
 )
 from dynamo_box.protocol.residency import Residency
 from dynamo_box.snapshot import (
@@ -223,6 +229,102 @@ def shared() -> BoxSnapshot:
     )
 
 
+def tiered() -> BoxSnapshot:
+    """Two workers of one model on a cpu whose KV outlives their pools in host memory and on disk. The files of a model
+    that is served no more are still there.
+    """
+    pair = tuple(
+        _with_tiers(_sharing(f"smollm2.aggregated.{number}", "smollm2", 4010 + 10 * number), number)
+        for number in (0, 1)
+    )
+    names = tuple(worker.name for worker in pair)
+    readers = tuple(LockHolder(worker.name, worker.pid or 0, "ro", NOW - 600) for worker in pair)
+    weights = _layout("smollm2", "device", 513 * MIB, 1, readers=readers)
+    gms = GmsFigures(device="cpu", capacity_bytes=2 * GIB, device_bytes=513 * MIB, requests=43, layouts=(weights,))
+    decisions = tuple(
+        Decision(
+            f"req-{number:04}", "smollm2", NOW - 20 + number, "kv", names[number % 2],
+            f"{names[number % 2]}: {9 * number % 50} of 125 blocks cached, {30 + number} in host memory", 125,
+            tuple(
+                Candidate(name, (9 * number + 4 * place) % 50, 60.0 + place, 40 + place, 71.5 + 3 * place,
+                          30 + number, (7 * number) % 20)
+                for place, name in enumerate(sorted(names, key=lambda name: name != names[number % 2]))
+            ),
+        )
+        for number in range(14)
+    )  # fmt: skip
+    router = RouterFigures(
+        workers=names, routed=200, hit_rate=0.83, indexed_blocks=104, host_blocks=5_800, disk_blocks=23_900,
+        tiers_connected=True, decisions=decisions,
+    )  # fmt: skip
+    frontend = FrontendFigures(models=("smollm2",), active=2, requests=200, output_tokens=6400, tokens_per_s=48.0)
+    whole = shared()
+    return replace(
+        whole,
+        box=replace(whole.box, profile="smollm2-duo"),
+        models=(ModelInfo("smollm2", "ready", "/models/smollm2", 2, 2, 0.0, whole.models[0].residency),),
+        processes=(
+            replace(_process("gms@cpu", "gms", 4003, gms), device="cpu", rss_bytes=31 * MIB),
+            replace(_process("kvstore", "kvstore", 4007, store()), rss_bytes=2_100 * MIB),
+            _process("router", "router", 4001, router),
+            *pair,
+            _process("frontend", "frontend", 4005, frontend),
+        ),
+        events=(EventInfo(1, NOW - 580, "info", "kvstore", "indexed 23,900 blocks on disk in 0.41 s"),),
+        host=DeviceFigures(used_bytes=8 * GIB, box_bytes=5 * GIB, other_bytes=2 * GIB),
+    )
+
+
+def store(**disk: Any) -> KvStoreFigures:
+    """What a store says that has two tiers; of the disk tier what is given."""
+    block = 720 * 1024
+    host = TierFigures(
+        "on", "", 4 * GIB, 2_890 * block, 2_890, lookups=40_000, hits=21_000, in_blocks=12_345,
+        in_bytes=12_345 * block, in_seconds=7.1, out_blocks=20_400, out_bytes=20_400 * block, out_seconds=4.9,
+        evicted=6_545, dropped={"store_full": 12},
+    )  # fmt: skip
+    on_disk = TierFigures(
+        "on", "", 32 * GIB, 23_900 * block, 23_900, lookups=19_000, hits=8_100, in_blocks=12_010,
+        in_bytes=12_010 * block, in_seconds=21.0, out_blocks=8_090, out_bytes=8_090 * block, out_seconds=5.2,
+        evicted=0, failed=2, dropped={"queue_full": 310}, queued=64,
+    )  # fmt: skip
+    owners = ("smollm2.aggregated.0", "smollm2.aggregated.1")
+    return KvStoreFigures(
+        host=host,
+        disk=replace(on_disk, **disk),
+        layouts=(
+            KvLayoutFigures("5f" * 16, "8d31c2aa9be0174c", "float32", 16, block, owners, 5_825, 2_890, 2_901, 22, 12,
+                            21_300),
+            KvLayoutFigures("c0" * 16, "17f0a3bb2c5d9e61", "bfloat16", 16, block // 2, disk_blocks=2_600),
+        ),
+        directory="/home/u/.local/share/dynbox/kv",
+        indexed_in_s=0.41,
+        leases=2,
+        reclaimed=1,
+        connections=2,
+        requests=51_000,
+        metadata_bytes=6 * MIB,
+    )  # fmt: skip
+
+
+def tier_suspended() -> BoxSnapshot:
+    """The same box whose disk is full, and whose router has lost the store."""
+    reason = "no space left on device: /home/u/.local/share/dynbox/kv"
+    whole = tiered()
+    router = next(process.figures for process in whole.processes if isinstance(process.figures, RouterFigures))
+    changed = {
+        "kvstore": store(state="suspended", reason=reason, dropped={"suspended": 4_000, "queue_full": 310}),
+        "router": replace(router, host_blocks=0, disk_blocks=0, tiers_connected=False),
+    }
+    return replace(
+        whole,
+        processes=tuple(
+            replace(process, figures=changed.get(process.name, process.figures)) for process in whole.processes
+        ),
+        events=(*whole.events, EventInfo(2, NOW - 12, "warning", "kvstore", f"disk tier suspended: {reason}")),
+    )
+
+
 def sleepers(models: int = 64) -> BoxSnapshot:
     """As many models on one GPU whose gms has a layout for each: every fourth awake, the others asleep in turn on the
     device, in host memory and on disk.
@@ -357,7 +459,7 @@ def hostile() -> BoxSnapshot:
     worker = f"{MARKUP}.{EMOJI}.0"
     other = f"w\x1b[31m.{CONTROL}"
     request = RequestFigures(CONTROL, EMOJI, "decode", worker, NOW - 3, 100, 50, 7)
-    candidates = (Candidate(worker, 3, 3.0, 7, 1.5), Candidate(other, 0, 6.0, 0, 6.0))
+    candidates = (Candidate(worker, 3, 3.0, 7, 1.5, 2, 9), Candidate(other, 0, 6.0, 0, 6.0))
     holder = LockHolder(CONTROL, -1, MARKUP, NOW - 3)
     layout = LayoutFigures(
         MARKUP, "\x1b[1m", CONTROL, -1, EMOJI, -5, -7, 9, 11, moving=MARKUP, writer=holder, readers=(holder,) * 3,
@@ -378,7 +480,8 @@ def hostile() -> BoxSnapshot:
         processes=(
             replace(_process(f"gms@{CONTROL}", "gms", 9, gms), device=EMOJI),
             _process("router", "router", 1, RouterFigures(workers=(worker, other), decisions=(decision,))),
-            replace(_busy_worker(worker, EMOJI, 0), cause=CONTROL, info={MARKUP: CONTROL, "": EMOJI}),
+            _process(EMOJI, "kvstore", 3, _hostile_store(worker)),
+            _hostile_worker(worker),
             replace(
                 _busy_worker(other, MARKUP, 1),
                 state="starting\x1b[0m",
@@ -407,6 +510,20 @@ def hostile() -> BoxSnapshot:
     )
 
 
+def _hostile_worker(name: str) -> ProcessInfo:
+    worker = replace(_busy_worker(name, EMOJI, 0), cause=CONTROL, info={MARKUP: CONTROL, "": EMOJI})
+    assert isinstance(worker.figures, WorkerFigures)
+    tiers = WorkerTiers(CONTROL, dropped={CONTROL: 3}, terminated={MARKUP: 1}, host=TierUse(-1, -2, 5, 7, -8, 0.5))
+    return replace(worker, figures=replace(worker.figures, tiers=tiers))
+
+
+def _hostile_store(owner: str) -> KvStoreFigures:
+    tier = TierFigures("suspended", CONTROL, -1, 5, -3, 1, 9, dropped={CONTROL: 4, MARKUP: -1}, failed=-2, queued=-1)
+    layout = KvLayoutFigures(CONTROL, MARKUP, CONTROL, -1, -1, (owner, CONTROL), 0, 5, -3)
+    return KvStoreFigures(tier, replace(tier, state=MARKUP), (layout, replace(layout, name="", owners=())), CONTROL,
+                          CONTROL, -1, -1.0)  # fmt: skip
+
+
 def gaps() -> BoxSnapshot:
     """A box of which next to nothing is known: every figure that may be missing is."""
     return BoxSnapshot(
@@ -415,6 +532,7 @@ def gaps() -> BoxSnapshot:
         processes=(
             ProcessInfo("gms@cpu", "gms", None, None, "planned", "", None, 0, None, None),
             replace(_process("gms@GPU-0", "gms", 6, GmsFigures("GPU-0", 0)), device="GPU-0"),
+            ProcessInfo("kvstore", "kvstore", None, None, "planned", "", None, 0, None, None),
             ProcessInfo("router", "router", None, None, "planned", "", None, 0, None, None),
             ProcessInfo("llama.aggregated.0", "worker", "llama", None, "starting", "", None, 0, "GPU-0", None),
             ProcessInfo("llama.aggregated.1", "worker", "llama", "aggregated", "starting", "", 7, 0, None, None),
@@ -438,6 +556,8 @@ def all_kinds() -> dict[str, BoxSnapshot]:
         "tiny": tiny(),
         "shared": shared(),
         "sleepers": sleepers(),
+        "tiered": tiered(),
+        "tier_suspended": tier_suspended(),
         "degraded": degraded(),
         "crowded": crowded(),
         "hostile": hostile(),
@@ -447,7 +567,9 @@ def all_kinds() -> dict[str, BoxSnapshot]:
 
 
 def later(snapshot: BoxSnapshot, seconds: float = 1.0) -> BoxSnapshot:
-    """The same box a little later: its workers have done as much as their rates say, half of it from the cache."""
+    """The same box a little later: its workers have done as much as their rates say, half of it from the cache, and of
+    that most from the tiers, if it has any.
+    """
     processes = []
     for process in snapshot.processes:
         figures = process.figures
@@ -460,10 +582,49 @@ def later(snapshot: BoxSnapshot, seconds: float = 1.0) -> BoxSnapshot:
                 output_tokens=figures.output_tokens + done,
                 requests=figures.requests + 1,
                 steps=figures.steps + 1,
+                tiers=None if figures.tiers is None else _tiers_later(figures.tiers, done, seconds),
             )
             process = replace(process, figures=figures, uptime_s=(process.uptime_s or 0.0) + seconds)
+        elif isinstance(figures, KvStoreFigures) and figures.disk.state == "on":
+            disk = figures.disk
+            moved = (disk.in_bytes + int(84 * MIB * seconds), disk.out_bytes + int(31 * MIB * seconds))
+            disk = replace(disk, in_bytes=moved[0], out_bytes=moved[1])
+            process = replace(process, figures=replace(figures, disk=disk))
         processes.append(process)
     return replace(snapshot, processes=tuple(processes), at=snapshot.at + seconds)
+
+
+def moments(snapshot: BoxSnapshot, count: int = 12) -> tuple[BoxSnapshot, ...]:
+    """The box a second apart, ending with `count` seconds later: what flows in it has a rate then."""
+    found = [snapshot]
+    for _ in range(count):
+        found.append(later(found[-1]))
+    return tuple(found)
+
+
+def _tiers_later(tiers: WorkerTiers, cached: int, seconds: float) -> WorkerTiers:
+    host, disk = cached // 2, cached // 4
+    return replace(
+        tiers,
+        offloaded_bytes=tiers.offloaded_bytes + int(60 * MIB * seconds),
+        host=replace(tiers.host, loaded=tiers.host.loaded + host, bytes=tiers.host.bytes + int(210 * MIB * seconds)),
+        disk=replace(tiers.disk, loaded=tiers.disk.loaded + disk, bytes=tiers.disk.bytes + int(16 * MIB * seconds)),
+    )
+
+
+def _with_tiers(worker: ProcessInfo, number: int) -> ProcessInfo:
+    figures = worker.figures
+    assert isinstance(figures, WorkerFigures)
+    block = 720 * 1024
+    tiers = WorkerTiers(
+        connected="", queued=18, pinned=4, offloaded=6_170 + number, offloaded_bytes=(6_170 + number) * block,
+        offload_seconds=3.5, known=900, dropped={"evicted": 31, "queue_full": 7}, filtered=140, unset=5_900,
+        terminated={"priority": 9}, min_priority=20,
+        host=TierUse(168_000, 163_200, 0, 4_800, 10_200 * block, 2.4),
+        disk=TierUse(66_000, 64_720, 320, 960, 4_045 * block, 2.6), loads=410, recomputes=16,
+    )  # fmt: skip
+    figures = replace(figures, prompt_tokens=480_000, cached_tokens=398_000, tiers=tiers)
+    return replace(worker, figures=figures)
 
 
 def _box(state: str, profile: str) -> BoxInfo:
@@ -479,7 +640,7 @@ def _box(state: str, profile: str) -> BoxInfo:
     )
 
 
-def _process(name: str, kind: str, pid: int, figures: RouterFigures | FrontendFigures | GmsFigures) -> ProcessInfo:
+def _process(name: str, kind: str, pid: int, figures: Figures) -> ProcessInfo:
     return ProcessInfo(
         name=name,
         kind=kind,

@@ -17,7 +17,7 @@ from typing import TypeGuard
 from rich.cells import chop_cells
 
 from dynamo_box import wording
-from dynamo_box.protocol.figures import Quantiles, WorkerFigures
+from dynamo_box.protocol.figures import KvStoreFigures, Quantiles, WorkerFigures
 from dynamo_box.snapshot import DeviceInfo, ProcessInfo
 from dynamo_box.tui.model import Cell, Column, Row, Span, Table, Tone
 from dynamo_box.tui.text import clip, fill, is_time, one_line, span_of_time, width_of
@@ -27,6 +27,7 @@ DETAIL_WIDTH = 76
 """Columns of a detail's text: what an 80-column terminal shows beside a frame."""
 
 Line = tuple[Span, ...]
+Fact = tuple[str, Cell]
 
 STATE_TONES = {
     "ready": Tone.GOOD,
@@ -129,6 +130,13 @@ def size_of(used: int | None, total: int | None, tone: Tone = Tone.PLAIN) -> Cel
     return Cell(f"{one}/{whole}", tone, used)
 
 
+def byte_rate(per_second: float | None, tone: Tone = Tone.PLAIN) -> Cell:
+    """`120 MiB/s`; a rate of nothing is dim."""
+    if not _is_known(per_second):
+        return ABSENT
+    return Cell(f"{wording.size(round(per_second))}/s", tone if per_second >= 0.5 else Tone.DIM, per_second)
+
+
 def seconds(value: float | None, tone: Tone = Tone.PLAIN) -> Cell:
     """A length of time, such as an uptime or an age: `3m12s`."""
     return Cell(wording.duration(max(value, 0.0)), tone, value) if _is_known(value) else ABSENT
@@ -224,9 +232,12 @@ def kv_pool(worker: WorkerFigures) -> Cell:
 def other_bytes(process: ProcessInfo) -> int | None:
     """Resident memory beside weights and KV, which only on the cpu device are part of it.
 
-    None where the worker doesn't say how much these are, or where they are not resident as a whole.
+    None where the process doesn't say how much these are, or where they are not resident as a whole. What a worker has
+    touched of the host tier is part of what is resident there, and nobody counts it.
     """
     resident, worker = process.rss_bytes, process.figures
+    if resident is not None and isinstance(worker, KvStoreFigures):
+        return resident - worker.host.used_bytes if resident >= worker.host.used_bytes else None
     if resident is None or process.device != "cpu":
         return resident
     if not isinstance(worker, WorkerFigures) or worker.weights_bytes is None or worker.kv_bytes is None:

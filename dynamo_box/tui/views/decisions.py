@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dynamo_box.protocol.figures import Candidate, Decision, RouterFigures
 from dynamo_box.snapshot import BoxSnapshot
-from dynamo_box.tui.model import Cell, Column, Row, Tone
-from dynamo_box.tui.text import one_line
-from dynamo_box.tui.views import cells, charts
+from dynamo_box.tui.model import Cell, Column, Row, Span, Tone
+from dynamo_box.tui.text import fill, one_line
+from dynamo_box.tui.views import cells, charts, sources
 from dynamo_box.tui.views.cells import Line
+
+_NAME_COLUMNS = 24
+_PROMPT_COLUMNS = 40
 
 COLUMNS = (
     Column("time", "TIME", least=8),
@@ -16,6 +19,16 @@ COLUMNS = (
     Column("mode", "MODE", keep=3),
     Column("winner", "WINNER", least=10, widest=36, help="the worker that took it", tail=True),
     cells.number_column("overlap", "OVERLAP", help="blocks of the prompt cached there, of all of them"),
+    cells.number_column("host", "HOST", keep=7, help="blocks after these that it would load from the host tier"),
+    cells.number_column("disk", "DISK", keep=7, help="blocks after these that it would load from the disk tier"),
+    Column(
+        "prompt",
+        "PROMPT",
+        keep=8,
+        least=sources.CREDIT_COLUMNS,
+        widest=sources.CREDIT_COLUMNS,
+        help="█ cached there  ▓ in the host tier  ▒ on disk  · to compute",
+    ),
     cells.number_column("load", "LOAD", keep=7, help="blocks to compute first + blocks in use, with this request"),
     cells.number_column("cost", "COST", keep=9, help="in blocks: what the lowest of wins"),
     Column("runner_up", "RUNNER-UP", keep=4, least=10, widest=36, help="the cheapest of the others", tail=True),
@@ -36,6 +49,7 @@ def row_key(decision: Decision) -> str:
 
 def row(decision: Decision, now: float) -> Row:
     winner, second = winner_of(decision), runner_up(decision)
+    credited = _is_credited(decision)
     return Row(
         row_key(decision),
         (
@@ -45,6 +59,9 @@ def row(decision: Decision, now: float) -> Row:
             cells.text(decision.mode),
             cells.name(decision.winner, Tone.ACCENT),
             _overlap(winner, decision.prompt_blocks),
+            _blocks(winner.host_blocks, Tone.HOST) if winner is not None and credited else cells.ABSENT,
+            _blocks(winner.disk_blocks, Tone.DISK) if winner is not None and credited else cells.ABSENT,
+            sources.credit_cell(winner, decision.prompt_blocks) if credited else cells.ABSENT,
             _load(winner),
             _cost(winner),
             cells.ABSENT if second is None else cells.name(second.worker),
@@ -84,8 +101,10 @@ def why(decision: Decision) -> str:
 def lines(decision: Decision, now: float) -> list[Line]:
     """The whole placement: what was asked, who was weighed, and why the winner won."""
     ranked = sorted(decision.candidates, key=lambda each: each.cost)
-    candidates = [_candidate(each, decision) for each in ranked]
-    heads = ("candidate", "overlap", "prefill", "decode", "cost")
+    credited = _is_credited(decision)
+    candidates = [_candidate(each, decision, credited) for each in ranked]
+    heads = ("candidate", "overlap", "host", "disk", "prefill", "decode", "cost")
+    prompts = [_prompt(each, decision) for each in ranked] if credited else []
     return [
         *cells.facts(
             [
@@ -100,14 +119,31 @@ def lines(decision: Decision, now: float) -> list[Line]:
             ]
         ),
         *cells.section("Candidates, in blocks, the cheapest first", charts.grid(heads, candidates)),
+        *cells.section("What of the prompt each need not compute", [*prompts, sources.legend()] if prompts else []),
     ]
 
 
-def _candidate(candidate: Candidate, decision: Decision) -> tuple[Cell, ...]:
+def _is_credited(decision: Decision) -> bool:
+    """Whether anybody would load a part of it from the tiers."""
+    return any(each.host_blocks or each.disk_blocks for each in decision.candidates)
+
+
+def _blocks(count: int, tone: Tone) -> Cell:
+    return cells.count(count, tone if count else Tone.DIM)
+
+
+def _prompt(candidate: Candidate, decision: Decision) -> Line:
+    name = fill(one_line(candidate.worker), _NAME_COLUMNS, front=True)
+    return (Span(f"{name}  "), *sources.credit(candidate, decision.prompt_blocks, _PROMPT_COLUMNS))
+
+
+def _candidate(candidate: Candidate, decision: Decision, credited: bool) -> tuple[Cell, ...]:
     won = candidate.worker == decision.winner
     return (
         Cell(("▸ " if won else "  ") + one_line(candidate.worker), Tone.ACCENT if won else Tone.PLAIN),
         _overlap(candidate, decision.prompt_blocks),
+        _blocks(candidate.host_blocks, Tone.HOST) if credited else cells.ABSENT,
+        _blocks(candidate.disk_blocks, Tone.DISK) if credited else cells.ABSENT,
         Cell(f"{candidate.prefill_blocks:,.1f}"),
         Cell(f"{candidate.decode_blocks:,}"),
         _cost(candidate),

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dynamo_box.protocol.figures import FrontendFigures, GmsFigures, Latency, RouterFigures, WorkerFigures
+from dynamo_box.protocol.figures import (
+    FrontendFigures,
+    GmsFigures,
+    KvStoreFigures,
+    Latency,
+    RouterFigures,
+    WorkerFigures,
+)
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
-from dynamo_box.tui.model import Act, Column, Frame, Lines, Panel, Row, Table, Tone, View
+from dynamo_box.tui import tiers
+from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Table, Tone, View
 from dynamo_box.tui.views import cells, device_table, process_detail
 
 PROCESSES = "processes"
@@ -19,7 +27,10 @@ _COLUMNS = (
     Column("device", "DEVICE", keep=14, least=14, widest=26),
     cells.number_column("weights", "WEIGHTS", keep=9, help="bytes of weights; what a gms holds, workers map"),
     cells.number_column(
-        "kv", "KV", keep=10, help="KV pool in use by running requests, of all of it: bytes, else blocks"
+        "kv",
+        "KV",
+        keep=10,
+        help="KV in use: of the pool, bytes, else blocks; of a kvstore, of its host tier",
     ),
     cells.number_column("other", "OTHER", keep=5, help="resident memory beside weights and KV"),
     cells.number_column("rate", "TOK/S", keep=17, help="output tokens a second"),
@@ -30,7 +41,7 @@ _COLUMNS = (
     cells.number_column("restarts", "RESTARTS", keep=7),
     cells.number_column("uptime", "UPTIME", keep=12),
     cells.number_column("pid", "PID", keep=4),
-    Column("cause", "CAUSE", keep=8, least=16, widest=80, help="why it last failed"),
+    Column("cause", "CAUSE", keep=8, least=16, widest=80, help="why it last failed, or what a tier lacks"),
 )
 
 
@@ -93,6 +104,10 @@ def _process_row(process: ProcessInfo, device_names: Mapping[str, str], latency:
             hit = cells.percent(router.hit_rate)
         case GmsFigures() as gms:
             weights = cells.size(gms.device_bytes, Tone.WEIGHTS)
+        case KvStoreFigures() as store:
+            if store.host.state != tiers.OFF:
+                kv = cells.size_of(store.host.used_bytes, store.host.capacity_bytes, Tone.HOST)
+            hit = cells.percent(tiers.hit_rate(store))
         case None:
             pass
     return Row(
@@ -101,7 +116,7 @@ def _process_row(process: ProcessInfo, device_names: Mapping[str, str], latency:
             cells.name(process.name),
             cells.name(process.model),
             cells.text(process.role),
-            cells.state_and_phase(process),
+            _state(process),
             cells.device_label(process.device, device_names),
             weights,
             kv,
@@ -114,6 +129,24 @@ def _process_row(process: ProcessInfo, device_names: Mapping[str, str], latency:
             cells.count(process.restarts, Tone.WARN if process.restarts else Tone.PLAIN),
             cells.seconds(process.uptime_s),
             cells.pid(process.pid),
-            cells.text(process.cause, Tone.DIM if process.state == "ready" else Tone.BAD),
+            _cause(process),
         ),
     )
+
+
+def _state(process: ProcessInfo) -> Cell:
+    """As of all; a store that serves without one of its tiers says so instead of ready."""
+    found = cells.state_and_phase(process)
+    if not isinstance(process.figures, KvStoreFigures) or process.state != "ready":
+        return found
+    names = list(tiers.suspended(process.figures))
+    if not names:
+        return found
+    return found._replace(text=f"{', '.join(names)} suspended", tone=Tone.WARN)
+
+
+def _cause(process: ProcessInfo) -> Cell:
+    """Why it last failed, or why a tier of it is suspended."""
+    if isinstance(process.figures, KvStoreFigures) and (why := tiers.suspended(process.figures)):
+        return cells.text("; ".join(f"{name} tier: {reason}" for name, reason in why.items()), Tone.WARN)
+    return cells.text(process.cause, Tone.DIM if process.state == "ready" else Tone.BAD)

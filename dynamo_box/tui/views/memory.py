@@ -11,7 +11,8 @@ from dynamo_box.tui.accounting import DISK, Holding, Place, Region, held_by_purp
 from dynamo_box.tui.host import HOST
 from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Span, Tone
 from dynamo_box.tui.text import fill, one_line, width_of
-from dynamo_box.tui.views import cells, charts, layout_table
+from dynamo_box.tui.tiers import CLEAR, KVSTORE
+from dynamo_box.tui.views import cells, charts, kv_layout_table, layout_table, tier_table
 from dynamo_box.tui.views.cells import Line
 
 MAX_BARS = 12
@@ -24,6 +25,7 @@ _FILLS = {
     Region.WEIGHTS: ("█", Tone.WEIGHTS),
     Region.USED: ("▓", Tone.KV),
     Region.CACHED: ("▒", Tone.CACHED),
+    Region.TIER: ("#", Tone.HOST),
     Region.POOL: ("░", Tone.KV),
     Region.BOX: ("=", Tone.OTHER),
     Region.OTHERS: ("x", Tone.PLAIN),
@@ -36,6 +38,7 @@ _REGION_COLUMNS = (
     (Region.WEIGHTS, "WEIGHTS", 9, "model weights; what several processes map is there once"),
     (Region.USED, "KV USED", 10, "KV blocks that running sequences hold"),
     (Region.CACHED, "KV CACHED", 8, "KV blocks kept for reuse only"),
+    (Region.TIER, "KV TIER", 8, "KV in the host tier, which is there once for all who map it, or in the disk tier"),
     (Region.POOL, "KV FREE", 2, "what the KV pool has left"),
     (Region.BOX, "OTHER", 7, "what the box holds beside weights and KV"),
     (Region.OTHERS, "OTHERS", 6, "what other processes hold; on a disk, other files"),
@@ -57,15 +60,17 @@ _COLUMNS = (
 class Memory:
     name = "memory"
     summary = "who holds the bytes of each device, the host and the disks"
-    acts: tuple[Act, ...] = ()
+    acts: tuple[Act, ...] = (
+        Act("c", CLEAR, "clear KV tier", "Which KV tier shall be emptied?", needs_row=False, of=KVSTORE),
+    )
 
     def panels(self, frame: Frame, width: int) -> tuple[Panel, ...]:
         found = places(frame.snapshot)
         labels = _labels(frame, found)
         rows = [_row(place, labels[place.key]) for place in found]
         table = cells.table("places", "Bytes", _COLUMNS, rows, empty="Nothing is known of devices, host and disks.")
-        layouts = layout_table.table(frame)
-        tables = (table,) if layouts is None else (table, layouts)
+        more = (tier_table.table(frame), kv_layout_table.table(frame), layout_table.table(frame))
+        tables = (table, *(each for each in more if each is not None))
         if not found:
             return tables
         return Lines("bars", "Memory", charts.clipped(_bars(found, labels, width), width)), *tables
@@ -73,6 +78,10 @@ class Memory:
     def detail(self, frame: Frame, panel: str, row: str) -> Lines | None:
         if panel == layout_table.LAYOUTS:
             return layout_table.detail(frame, row)
+        if panel == tier_table.TIERS:
+            return tier_table.detail(frame, row)
+        if panel == kv_layout_table.KV_LAYOUTS:
+            return kv_layout_table.detail(frame, row)
         found = places(frame.snapshot)
         place = next((place for place in found if place.key == row), None)
         if place is None:
@@ -231,8 +240,9 @@ def _by_process(held: list[Holding]) -> list[Line]:
             cells.size(each.kv_used, Tone.KV),
             cells.size(each.kv_cached, Tone.CACHED),
             cells.size(each.kv, Tone.KV),
+            cells.size(each.kv_tier, Tone.HOST),
             cells.size(each.process.rss_bytes),
         )
         for each in held
     ]
-    return charts.grid(("process", "weights", "KV used", "KV cached", "KV pool", "resident"), rows)
+    return charts.grid(("process", "weights", "KV used", "KV cached", "KV pool", "KV tier", "resident"), rows)

@@ -17,7 +17,7 @@ from dynamo_box.tui import layouts
 from dynamo_box.tui.history import BUCKET_S, Bucket, History
 from dynamo_box.tui.model import Cell, Frame, Lines, Tone
 from dynamo_box.tui.text import one_line
-from dynamo_box.tui.views import cells, layout_table
+from dynamo_box.tui.views import cells, layout_table, tier_facts
 
 KEY = "process"
 EVENTS_SHOWN = 8
@@ -33,6 +33,7 @@ def lines(process: ProcessInfo, frame: Frame) -> Lines:
         *cells.facts(_identity(process)),
         *cells.section("Memory", cells.facts(_memory(process))),
         *cells.section("Figures", cells.facts(_figures(process, frame))),
+        *_tiers(process, frame),
         *cells.section("Layouts", cells.facts(_layouts(process) or _mapped(process, snapshot))),
         *cells.section(
             "Says of itself",
@@ -67,6 +68,8 @@ def _memory(process: ProcessInfo) -> list[_Fact]:
             ("KV pool", cells.kv_pool(process.figures) if process.figures.kv_bytes is not None else cells.ABSENT),
             ("KV blocks", _blocks(process.figures)),
         ]
+    elif isinstance(process.figures, KvStoreFigures):
+        facts.append(("tables", cells.size(process.figures.metadata_bytes)))
     return [*facts, ("other", cells.size(cells.other_bytes(process), Tone.OTHER))]
 
 
@@ -91,7 +94,7 @@ def _figures(process: ProcessInfo, frame: Frame) -> list[_Fact]:
         case GmsFigures() as gms:
             return _gms(gms)
         case KvStoreFigures() as store:
-            return _kvstore(store)
+            return tier_facts.of_store(store)
         case None:
             return []
 
@@ -113,14 +116,15 @@ def _worker(worker: WorkerFigures, latency: Latency | None, recent_hit_rate: flo
     ]
 
 
-def _kvstore(store: KvStoreFigures) -> list[_Fact]:
-    return [
-        ("host tier", cells.text(store.host.state)),
-        ("disk tier", cells.text(store.disk.state)),
-        ("blocks in host memory", cells.count(store.host.blocks)),
-        ("blocks on disk", cells.count(store.disk.blocks)),
-        ("leases", cells.count(store.leases)),
-    ]
+def _tiers(process: ProcessInfo, frame: Frame) -> list[cells.Line]:
+    """A store's tiers, or a worker's dealings with them."""
+    match process.figures:
+        case KvStoreFigures() as store:
+            return tier_facts.sections_of_store(store, frame)
+        case WorkerFigures(tiers=tiers) if tiers is not None:
+            return tier_facts.sections_of_worker(tiers)
+        case _:
+            return []
 
 
 def _router(router: RouterFigures) -> list[_Fact]:
@@ -131,6 +135,9 @@ def _router(router: RouterFigures) -> list[_Fact]:
         ("routed", cells.count(router.routed)),
         ("hit rate", cells.percent(router.hit_rate)),
         ("indexed blocks", cells.count(router.indexed_blocks)),
+        ("KV tiers", cells.text("connected" if router.tiers_connected else "")),
+        ("blocks in host memory", cells.count(router.host_blocks, Tone.HOST) if router.host_blocks else cells.ABSENT),
+        ("blocks on disk", cells.count(router.disk_blocks, Tone.DISK) if router.disk_blocks else cells.ABSENT),
         ("resyncs", cells.count(router.resyncs)),
         ("expired leases", cells.count(router.expired_leases)),
     ]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from dynamo_box import wording
 from dynamo_box.protocol.figures import RouterFigures
 from dynamo_box.snapshot import BoxSnapshot
+from dynamo_box.tui import tiers
 from dynamo_box.tui.history import BUCKET_S, KEPT_BUCKETS, Bucket, History
 from dynamo_box.tui.model import Act, Frame, Lines, Panel, Span, Table, Tone
 from dynamo_box.tui.text import fill, one_line, width_of
-from dynamo_box.tui.views import cells, charts, decisions
+from dynamo_box.tui.views import cells, charts, decisions, sources
 from dynamo_box.tui.views.cells import Line
 
 MAX_ROWS = 10
@@ -78,8 +79,11 @@ class _Worker:
 
 
 def _traffic(frame: Frame, router: RouterFigures | None, width: int) -> list[Line]:
-    lines = [] if router is None else charts.flowing(_summary(router), width)
+    has_tiers = tiers.process_of(frame.snapshot) is not None
+    lines = [] if router is None else charts.flowing(_summary(router, has_tiers), width)
     names = _names(frame)
+    if has_tiers and (now := sources.lately(names, frame.history, NOW_BUCKETS, width)) is not None:
+        lines.append(now)
     if not names:
         return lines
     name_width = min(max(width_of(one_line(name)) for name in names), _WIDEST_NAME, max(width // 3, 1))
@@ -96,18 +100,29 @@ def _traffic(frame: Frame, router: RouterFigures | None, width: int) -> list[Lin
     return lines
 
 
-def _summary(router: RouterFigures) -> list[Line]:
+def _summary(router: RouterFigures, has_tiers: bool) -> list[Line]:
     facts = [
         ("mode", cells.text(router.mode, Tone.ACCENT)),
         ("hit rate", cells.percent(router.hit_rate)),
         ("routed", cells.count(router.routed)),
         ("active", cells.count(router.active_requests)),
         ("indexed", cells.count(router.indexed_blocks)),
+        *(_tiers(router) if has_tiers else ()),
         ("resyncs", cells.count(router.resyncs, Tone.WARN if router.resyncs else Tone.PLAIN)),
     ]
     if router.expired_leases:
         facts.append(("expired leases", cells.count(router.expired_leases, Tone.WARN)))
     return [(Span(f"{label} ", Tone.DIM), Span(cell.text, cell.tone)) for label, cell in facts]
+
+
+def _tiers(router: RouterFigures) -> list[cells.Fact]:
+    """What the router knows of the tiers. While it doesn't hear from them, it gives no credit for them."""
+    if not router.tiers_connected:
+        return [("tiers", cells.text("not connected", Tone.WARN))]
+    return [
+        ("in host", cells.count(router.host_blocks, Tone.HOST)),
+        ("on disk", cells.count(router.disk_blocks, Tone.DISK)),
+    ]
 
 
 def _names(frame: Frame) -> list[str]:

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from dynamo_box.protocol.residency import Residency
 from dynamo_box.snapshot import BoxSnapshot, ModelInfo
 from dynamo_box.tui.filter import EVERYTHING
-from dynamo_box.tui.model import Lines, Table, Tone
+from dynamo_box.tui.model import Cell, Lines, Table, Tone
 from dynamo_box.tui.stack import Stack
 from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import models
@@ -59,7 +59,7 @@ def test_idle_is_the_time_since_the_last_request_and_absent_before_the_first() -
 def test_missing_workers_are_marked() -> None:
     shown = table(snapshots.degraded())
     index = [column.key for column in shown.columns].index("workers")
-    assert shown.rows[0].cells[index] == ("4/8", Tone.WARN, 4)
+    assert shown.rows[0].cells[index] == Cell("4/8", Tone.WARN, 4)
 
 
 def test_a_model_without_figures_shows_what_is_known() -> None:

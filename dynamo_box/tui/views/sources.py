@@ -1,0 +1,86 @@
+"""Where the tokens of prompts came from: the worker's own pool, the box's host or disk tier, or computed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dynamo_box.protocol.figures import Candidate
+from dynamo_box.tui.history import Bucket, History
+from dynamo_box.tui.model import Cell, Span, Tone
+from dynamo_box.tui.text import spans_width
+from dynamo_box.tui.views import cells, charts
+from dynamo_box.tui.views.cells import Line
+
+FILLS = (
+    ("own pool", "█", Tone.CACHED),
+    ("host", "▓", Tone.HOST),
+    ("disk", "▒", Tone.DISK),
+    ("computed", "·", Tone.FREE),
+)
+"""In the order in which they follow each other in a prompt; each reads without colour."""
+CREDIT_COLUMNS = 12
+_WIDEST_BAR = 48
+_LEAST_BAR = 8
+
+
+def credit(candidate: Candidate, prompt_blocks: int, columns: int = CREDIT_COLUMNS) -> Line:
+    """A prompt as a bar: what the candidate has itself, what it would load from the tiers, what it would compute."""
+    left = max(prompt_blocks, 0)
+    sizes = []
+    for blocks in (candidate.overlap_blocks, candidate.host_blocks, candidate.disk_blocks):
+        sizes.append(min(max(blocks, 0), left))
+        left -= sizes[-1]
+    return _bar([*sizes, left], columns)
+
+
+def credit_cell(candidate: Candidate | None, prompt_blocks: int) -> Cell:
+    """Sorted by all that need not be computed."""
+    if candidate is None or prompt_blocks <= 0:
+        return cells.ABSENT
+    parts = credit(candidate, prompt_blocks)
+    found = candidate.overlap_blocks + candidate.host_blocks + candidate.disk_blocks
+    return Cell("".join(span.text for span in parts), Tone.PLAIN, found / prompt_blocks, parts)
+
+
+def lately(names: Sequence[str], history: History, buckets: int, width: int) -> Line | None:
+    """The prompt tokens of these workers in the last `buckets`, by where they came from; None without a prompt."""
+    total = Bucket(history.newest)
+    for name in names:
+        for bucket in history.recent(name, buckets):
+            if bucket is not None:
+                total.prompt_tokens += bucket.prompt_tokens
+                total.cached_tokens += bucket.cached_tokens
+                total.host_tokens += bucket.host_tokens
+                total.disk_tokens += bucket.disk_tokens
+    sizes = shares(total.prompt_tokens, total.cached_tokens, total.host_tokens, total.disk_tokens)
+    whole = sum(sizes)
+    if not whole:
+        return None
+    words: list[Span] = []
+    for (name, _, tone), size in zip(FILLS, sizes, strict=True):
+        words += [Span(f"  {name} ", Tone.DIM), Span(cells.percentage(size / whole), tone)]
+    label = Span("prompts now ", Tone.DIM)
+    room = min(width - spans_width((label, *words)), _WIDEST_BAR)
+    return (label, *(_bar(sizes, room) if room >= _LEAST_BAR else ()), *words)
+
+
+def shares(prompt: int, cached: int, host: int, disk: int) -> list[int]:
+    """Tokens from the own pool, the host tier, the disk tier, and computed ones: `prompt` in all. A worker counts what
+    it loaded from the tiers as cached, too; its counts needn't be of the same moment.
+    """
+    cached = min(max(cached, 0), max(prompt, 0))
+    host = min(max(host, 0), cached)
+    disk = min(max(disk, 0), cached - host)
+    return [cached - host - disk, host, disk, max(prompt, 0) - cached]
+
+
+def legend() -> Line:
+    return tuple(
+        span for name, character, tone in FILLS for span in (Span(f"{character} ", tone), Span(f"{name}  ", Tone.DIM))
+    )
+
+
+def _bar(sizes: Sequence[int], columns: int) -> Line:
+    return charts.stacked(
+        [(size, character, tone) for size, (_, character, tone) in zip(sizes, FILLS, strict=True)], columns
+    )
