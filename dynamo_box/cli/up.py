@@ -177,8 +177,8 @@ def announce(snapshot: BoxSnapshot, *, already: bool, as_json: bool) -> None:
     if already:
         uptime = wording.duration(box.uptime_s)
         stderr.say(f"profile {box.profile} is already up, for {uptime} (supervisor pid {box.pid})")
-        if box.state == "degraded":
-            stderr.warn(f"the box is degraded: {box.cause}")
+    if box.state == "degraded":
+        stderr.warn(f"the box is degraded: {box.cause}")
     output.text(f"{box.endpoint} serves {', '.join(names)} (profile {box.profile})")
     asleep = [f"{model.name} ({place})" for model in snapshot.models if (place := resting(model))]
     if asleep:

@@ -40,6 +40,7 @@ from dynamo_box.supervisor.procfs import resident_bytes
 from dynamo_box.supervisor.snapshot_builder import SnapshotBuilder
 from dynamo_box.supervisor.states import State
 from dynamo_box.supervisor.sweep import end_processes
+from dynamo_box.supervisor.tiers import KVSTORE, TierNews, disk_directories, flush_s
 from dynamo_box.supervisor.waiting import first_of
 
 GMS = "gms"
@@ -96,12 +97,15 @@ class Box:
             emit=self.events.add,
             changed=self._reconsider,
         )
+        self._tiers = TierNews(self.children)
+        tier_directories = disk_directories(plan)
         self._sampler = DeviceSampler(
             plan.devices,
-            {"models": home.models, "logs": home.logs},
+            {"models": home.models, "logs": home.logs, **tier_directories},
             changed=self._notify,
             emit=lambda level, text: self.events.add(level, None, text),
             load_nvml=load_pynvml,
+            sizes=dict.fromkeys(tier_directories, self._tiers.disk_bytes),
         )
         self._thresholds = thresholds.Thresholds()
         self._builder = SnapshotBuilder(plan, tuple(self.children.values()), self._sampler)
@@ -207,7 +211,8 @@ class Box:
             await self.children[name].started.wait()
             await self.children[name].wait_ready()
         child.start()
-        await child.wait_ready()
+        with contextlib.suppress(BoxError) if child.plan.kind == KVSTORE else contextlib.nullcontext():
+            await child.wait_ready()
 
     async def _prove(self, model: ModelSpec) -> None:
         from dynamo_box.supervisor.canary import one_token
@@ -230,6 +235,7 @@ class Box:
         self._judge_figures()
         if self.state in (BoxState.READY, BoxState.DEGRADED):
             self.models.tick()
+        self._tiers.tick()
         changed = False
         for child in self.children.values():
             sample = resident_bytes(child.pid) if child.pid is not None else None
@@ -269,7 +275,7 @@ class Box:
         """Stop in reverse order (processes of one kind at once), and verify that nothing is left.
 
         `drain_s` is for all together: what is left of it when the frontend has drained is for those behind
-        it.
+        it. The store of KV tiers gets as long as it needs to write what waits, whatever is left.
         """
         if self.state is not BoxState.FAILED:
             self._to(BoxState.STOPPING)
@@ -282,7 +288,7 @@ class Box:
         self._close_listener()
         for _, group in itertools.groupby(reversed(self.children.values()), key=lambda child: child.plan.kind):
             left_s = max(0.0, deadline - self._loop.time())
-            await asyncio.gather(*(child.stop(left_s) for child in group))
+            await asyncio.gather(*(child.stop(max(left_s, flush_s(child))) for child in group))
         self._end_adopted()
         report = await asyncio.to_thread(end_processes, self._run_id.__eq__)
         self._end_adopted()
@@ -319,7 +325,8 @@ class Box:
         if child.state is State.FATAL:
             if child.plan.kind == FRONTEND:
                 self._close_listener()  # better refused than waiting for nobody
-            if self.state is BoxState.STARTING and not self._start_failed.done():
+            needed = child.plan.kind != KVSTORE
+            if needed and self.state is BoxState.STARTING and not self._start_failed.done():
                 self._start_failed.set_result(child)
         self._reconsider()
         self.models.note_change()

@@ -21,7 +21,7 @@ SILENT_DRIVER = DeviceFigures(errors=("the driver doesn't answer",))
 
 class DeviceSampler:
     """`changed` is called after each reading, `emit(level, text)` when one can't be done. `load_nvml` gives pynvml, and
-    is called, in a thread, only if there are GPUs.
+    is called, in a thread, only if there are GPUs. `sizes`: see `DiskReader`.
     """
 
     def __init__(
@@ -32,11 +32,12 @@ class DeviceSampler:
         changed: Callable[[], None],
         emit: Callable[[str, str], None],
         load_nvml: Callable[[], Any],
+        sizes: Mapping[str, Callable[[], int | None]] | None = None,
     ) -> None:
         self._emit = emit
         self._complaints: set[str] = set()
         self._kinds = {device.id: device.kind for device in devices}
-        host, disks = HostReader(os.sched_getaffinity(0)), DiskReader(directories)
+        host, disks = HostReader(os.sched_getaffinity(0)), DiskReader(directories, sizes)
         gpus = _Gpus([device for device, kind in self._kinds.items() if kind == "cuda"], load_nvml)
         self._host = Background("host", lambda: host.read(box_pids()), changed=changed, failed=self._on_failure)
         self._disks = Background("disks", disks.read, changed=changed, failed=self._on_failure)

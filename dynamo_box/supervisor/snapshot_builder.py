@@ -76,6 +76,8 @@ class SnapshotBuilder:
                 self._last_ended.update(child.figures.last_ended)
 
 
+AUXILIARY = frozenset({"gms", "kvstore"})
+"""Models are reached without these."""
 SLEEP_STATES = ("falling_asleep", "asleep", "waking")
 
 
@@ -88,12 +90,13 @@ def model_info(
     residency: Residency | None = None,
 ) -> ModelInfo:
     """A model is ready when every role of it has a worker, and a router and a frontend are there to reach
-    them; a service of weight memory isn't needed for that. `last_ended` (of its last request) and `now` are Unix time.
+    them; services of weight memory and KV tiers aren't needed for that. `last_ended` (of its last request) and `now`
+    are Unix time.
     """
     workers = [child for child in children if child.plan.model == model.name]
     ready = [child for child in workers if child.is_ready]
     roles = {child.plan.role for child in workers}
-    others = [child for child in children if child.plan.model is None and child.plan.kind != "gms"]
+    others = [child for child in children if child.plan.model is None and child.plan.kind not in AUXILIARY]
     whole = bool(ready) and {child.plan.role for child in ready} == roles and all(child.is_ready for child in others)
     if residency is not None and residency.state in SLEEP_STATES:
         state = str(residency.state)

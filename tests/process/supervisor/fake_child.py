@@ -10,6 +10,8 @@ exit-when-ready:N    be ready, then exit
 silent               never be ready
 steps:N:SECONDS      N steps of progress, so far apart, before being ready
 running:N            report that N requests run
+blocks:N             report that N blocks lie in the host tier of KV
+offers:N             report that N blocks were given to it
 busy                 have three requests in flight that no drain sees the end of
 stubborn             ignore TERM, Drain and Stop
 daemon               leave a double-forked grandchild in a session of its own that ignores TERM
@@ -31,9 +33,11 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
+
 from dynamo_box.discovery.instances import Instance, announce, process_start_time, withdraw
 from dynamo_box.protocol import status
-from dynamo_box.protocol.figures import WorkerFigures
+from dynamo_box.protocol.figures import KvStoreFigures, TierFigures, WorkerFigures, WorkerTiers
 from dynamo_box.protocol.framing import BlockingChannel, status_socket_from_environment
 from dynamo_box.protocol.spec import WorkerSpec
 
@@ -56,6 +60,12 @@ def main(words: list[str]) -> int:
     for word in words:
         if word.startswith("running:"):
             channel.send(status.Report(WorkerFigures(running=int(word.partition(":")[2]))))
+        if word.startswith("blocks:"):
+            host = TierFigures("on", blocks=int(word.partition(":")[2]))
+            channel.send(status.Report(KvStoreFigures(host, TierFigures("off"))))
+        if word.startswith("offers:"):
+            offered = WorkerTiers(connected="", offloaded=int(word.partition(":")[2]))
+            channel.send(status.Report(WorkerFigures(tiers=offered)))
         if word.startswith("exit-when-ready:"):
             return int(word.partition(":")[2])
     return obey(channel, stubborn="stubborn" in words, in_flight=3 if "busy" in words else 0)
@@ -102,8 +112,11 @@ def obey(channel: BlockingChannel[status.ParentMessage], *, stubborn: bool, in_f
     while True:
         match channel.receive():
             case status.Set(id=number, key=key, value=value):
-                known = key == "mode"
+                known = key in ("mode", "clear")
                 channel.send(status.Answer(number, "" if known else f"no setting {key}", value))
+            case status.Tiers() as told:
+                with (RUN_DIR / f"{NAME}.told").open("ab") as file:
+                    file.write(msgspec.json.encode(told) + b"\n")
             case status.CancelRequest(id=number, request_id=request_id):
                 channel.send(status.Answer(number, text=f"cancelled {request_id}"))
             case status.Drain():

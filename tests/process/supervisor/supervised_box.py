@@ -21,12 +21,13 @@ from dynamo_box.paths import RunDir, home, logs_dir
 from dynamo_box.plan.types import DevicePlan, Plan, ProcessPlan, RestartPolicy
 from dynamo_box.protocol import control
 from dynamo_box.protocol.framing import BlockingChannel
-from dynamo_box.protocol.spec import FrontendSpec, ModelSpec, RouterSpec, WorkerSpec
+from dynamo_box.protocol.spec import FrontendSpec, KvStoreSpec, ModelSpec, RouterSpec, WorkerSpec
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
 from dynamo_box.supervisor.identity import RunId
 from dynamo_box.supervisor.sweep import end_processes, processes_of
 
 DEADLINE_S = 30.0
+FLUSH_S = 20.0
 CHILD = str(Path(__file__).with_name("fake_child.py"))
 MODEL = ModelSpec("tiny", "/nowhere", "f", 64, 16)
 QUICK = RestartPolicy(first_s=0.05, factor=2.0, longest_s=0.2, stable_s=60.0, give_up_after=3)
@@ -82,13 +83,23 @@ class BoxUnderTest:
     def __init__(self, root: Path) -> None:
         self.port = free_port()
         self.run_dir = RunDir(root)
+        self.tiers = root.with_name(f"{root.name}-tiers")
         self.environment = {**os.environ, "DYNBOX_RUN_DIR": str(root)}
         self._launched: list[Launched] = []
 
     def plan(
-        self, *, worker: str = "", router: str = "", frontend: str = "serve", workers: int = 1, **changes: Any
+        self,
+        *,
+        worker: str = "",
+        router: str = "",
+        frontend: str = "serve",
+        workers: int = 1,
+        kvstore: str | None = None,
+        **changes: Any,
     ) -> Plan:
-        """Workers, a router and a frontend, each told how to behave; `changes` are fields of the plan."""
+        """Workers, a router and a frontend, each told how to behave, with a store of KV tiers before them if that is
+        told anything; `changes` are fields of the plan.
+        """
         root = str(self.run_dir.root)
         processes = [
             self._process(
@@ -102,6 +113,9 @@ class BoxUnderTest:
             )
             for number in range(workers)
         ]
+        if kvstore is not None:
+            store = KvStoreSpec("kvstore", root, 1 << 20, 1 << 30, str(self.tiers), flush_s=FLUSH_S)
+            processes.insert(0, self._process("kvstore", "kvstore", store, kvstore))
         processes.append(self._process("router", "router", RouterSpec("router", root, (MODEL,)), router))
         spec = FrontendSpec("frontend", root, (MODEL,), "127.0.0.1", self.port)
         processes.append(self._process("frontend", "frontend", spec, frontend))

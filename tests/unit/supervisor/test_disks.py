@@ -25,6 +25,16 @@ def test_directories_of_one_file_system_are_one_disk(tmp_path: Path) -> None:
     assert 1 << 20 <= disk.box_bytes < 3 << 19
 
 
+def test_who_knows_what_a_directory_takes_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "tier").mkdir()
+    (tmp_path / "tier/block").write_bytes(b"not counted")
+    known: list[int | None] = [7, 9, None]
+    reader = DiskReader(
+        {"models": tmp_path / "models", "KV tier": tmp_path / "tier"}, {"KV tier": lambda: known.pop(0)}
+    )
+    assert [reader.read()[0].box_bytes for _ in range(3)] == [7, 9, None], "every time, since it costs nothing"
+
+
 def test_two_file_systems_are_two_disks(tmp_path: Path) -> None:
     if Path("/dev/shm").stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("only one file system to write to")
