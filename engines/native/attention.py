@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -25,6 +26,8 @@ class KvCache:
 
     Anonymous memory, so that a page costs nothing before it is first written, and reads as zeros, never as
     NaN.
+
+    `pieces` are its bytes for those who copy blocks: [layers × 2, blocks, bytes of a piece].
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class KvCache:
         self._memory = mmap.mmap(-1, self.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a kernel without huge pages
             self._memory.madvise(mmap.MADV_NOHUGEPAGE)  # a block lies in layers × 2 pieces: each would take a huge page
+        self.pieces = np.frombuffer(self._memory, np.uint8).reshape(layers * 2, blocks, -1)
         flat = torch.frombuffer(self._memory, dtype=dtype, count=count)
         self._address = flat.data_ptr()
         self._layers: tuple[torch.Tensor, ...] = flat.view(shape).unbind()
@@ -55,6 +59,7 @@ class KvCache:
     def close(self) -> None:
         """Give the memory back; the cache is of no further use."""
         self._layers = ()
+        del self.pieces
         self._memory.close()
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:

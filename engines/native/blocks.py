@@ -7,6 +7,8 @@ A block is in one of three states:
     held     one or more sequences hold it; if it has a digest, more may come to share it
     idle     nobody holds it, but its content is known by a digest; the block idle for longest is evicted first
 
+A block with a digest can be pinned too, while its content is copied out: to others it is as good as held.
+
 A digest names one block at most. When two sequences compute the same tokens side by side, the first to finish
 a block gives it its name; the other's copy stays private and becomes blank when it is released.
 """
@@ -27,6 +29,7 @@ class BlockPool:
         self._references = [0] * total
         self._digest_of: list[bytes | None] = [None] * total
         self._block_of: dict[bytes, int] = {}
+        self._pinned: set[int] = set()
         self._events = EventLog()
 
     @property
@@ -36,7 +39,12 @@ class BlockPool:
 
     @property
     def held(self) -> int:
-        return self.total - self.available
+        """Blocks that sequences hold."""
+        return self.total - self.available - sum(self._references[block] == 1 for block in self._pinned)
+
+    @property
+    def pinned(self) -> int:
+        return len(self._pinned)
 
     @property
     def idle(self) -> int:
@@ -63,6 +71,19 @@ class BlockPool:
             if self._references[block] == 0:
                 del self._idle[block]
             self._references[block] += 1
+
+    def find(self, digest: bytes) -> int | None:
+        """The block with this content."""
+        return self._block_of.get(digest)
+
+    def pin(self, blocks: Sequence[int]) -> None:
+        """Keep blocks that `find` found, none of which is pinned, as they are until `unpin`."""
+        self._pinned.update(blocks)
+        self.share(blocks)
+
+    def unpin(self, blocks: Sequence[int]) -> None:
+        self._pinned.difference_update(blocks)
+        self.release(blocks)
 
     def allocate(self, count: int) -> list[int]:
         """Hold `count` blocks for new content, evicting if need be; the caller has asked `available` whether
@@ -110,11 +131,12 @@ class BlockPool:
         _require(all(self._digest_of[block] is not None for block in idle), "an idle block has no digest")
         named = {digest: block for block, digest in enumerate(self._digest_of) if digest is not None}
         _require(named == self._block_of, "names and blocks disagree")
+        _require(self._pinned <= held & set(named.values()), "a pinned block is not held, or has no digest")
 
     def check_idle(self) -> None:
         """Raise AssertionError if a block is held although no sequence is left. Costs nothing."""
         _require(self.held == 0, f"{self.held} blocks are held by nobody")
-        _require(len(self._idle) == len(self._block_of), "a block with a name is not idle")
+        _require(len(self._idle) + self.pinned == len(self._block_of), "a block with a name is neither idle nor pinned")
 
     def _evict(self) -> int:
         block, _ = self._idle.popitem(last=False)

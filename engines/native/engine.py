@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from dynamo_box.kv.client.jobs import Fetched, Offered, Result, Sought
 from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import (
@@ -39,12 +40,17 @@ from engines.contract import (
     WakeReport,
 )
 from engines.log import get_logger
+from engines.native.tiering import Store, told
 
 if TYPE_CHECKING:
     from engines.native.runner import Runner, StepResult
 
 log = get_logger()
 
+STOP_FLUSH_S = 2.0
+"""How long the KV tiers may take what waits for them when the engine ends."""
+COPIES_END_S = 5.0
+"""How long copies to them may take to end once no more are begun."""
 _MAX_ISOLATION_BYTES = 64
 _RATE_SAMPLES = 8
 
@@ -68,7 +74,7 @@ class _Wake:
     deadline_s: float
 
 
-_Command = SequenceRequest | _Cancel | _Stop | _Sleep | _Wake
+_Command = SequenceRequest | _Cancel | _Stop | _Sleep | _Wake | Result
 
 
 class NativeEngine:
@@ -76,7 +82,9 @@ class NativeEngine:
 
     def __init__(self) -> None:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._put_off: deque[_Command] = deque()
         self._thread: threading.Thread | None = None
+        self._tiers: Store | None = None
         self._info: EngineInfo | None = None
         self._vocab_size = 0
         self._asleep = False
@@ -93,6 +101,7 @@ class NativeEngine:
                 permanent=True,
             )
         loop = asyncio.get_running_loop()
+        self._sleep_deadline_s = spec.offload.sleep_deadline_s
         self._sink = sink
         self._loop = loop
         started: asyncio.Future[Runner] = loop.create_future()
@@ -104,6 +113,7 @@ class NativeEngine:
         self._vocab_size = runner.vocab_size
         self._figures = runner.figures
         self._info = runner.info
+        self._tiers = runner.tiering.store if runner.tiering is not None else None
         return self._info
 
     def submit(self, sequence: SequenceRequest) -> None:
@@ -128,7 +138,12 @@ class NativeEngine:
         figures = self._figures
         waiting = figures.waiting + self._requests - figures.requests
         rate = self._rate.sample(figures.output_tokens)
-        return msgspec.structs.replace(figures, requests=self._requests, waiting=waiting, tokens_per_s=rate)
+        tiers = figures.tiers
+        if tiers is not None and self._tiers is not None and self._info is not None:
+            tiers = told(tiers, self._tiers, self._info.block_size)
+        return msgspec.structs.replace(
+            figures, requests=self._requests, waiting=waiting, tokens_per_s=rate, tiers=tiers
+        )
 
     def set_option(self, key: str, value: str) -> str:
         raise ValueError(f"the native engine has no option {key!r} that could be set while it runs")
@@ -160,7 +175,7 @@ class NativeEngine:
             progress("import torch", None, None, "")
             from engines.native.runner import Runner
 
-            runner = Runner(spec, progress)
+            runner = Runner(spec, progress, self._commands.put)
         except Exception as error:  # noqa: BLE001  it is the starter's to handle
             self._tell(_settle, started, error)
             return
@@ -168,6 +183,7 @@ class NativeEngine:
         try:
             while self._obey(runner):
                 self._tell(self._deliver, runner.step())
+                self._offload(runner)
         except Exception as error:
             log.exception("the compute thread failed")
             self._tell(self._sink.fatal, f"{type(error).__name__}: {error}")
@@ -176,32 +192,75 @@ class NativeEngine:
 
     def _obey(self, runner: Runner) -> bool:
         """Carry out the commands that wait; with nothing to compute wait for the next. False to stop."""
-        while runner.idle or not self._commands.empty():
-            match self._commands.get():
+        while runner.idle or self._put_off or not self._commands.empty():
+            match self._put_off.popleft() if self._put_off else self._commands.get():
                 case SequenceRequest() as request:
                     runner.add(request)
                 case _Cancel(key):
                     runner.cancel(key)
+                case Offered() | Sought() | Fetched() as result:
+                    self._take(runner, result)
                 case _Sleep(done):
+                    self._save(runner)
                     self._rest(runner, done, runner.sleep, (ClearedBlocks(),))
                 case _Wake(done, deadline_s):
                     self._rest(runner, done, partial(runner.wake, deadline_s), ())
                 case _Stop():
+                    self._await_offload(runner, STOP_FLUSH_S)
                     return False
         return True
+
+    def _offload(self, runner: Runner) -> None:
+        if runner.tiering is not None:
+            runner.tiering.offload()
+
+    def _take(self, runner: Runner, result: Result) -> None:
+        """Between steps the tiers get their blocks after the step: what a copy has let go of is first for sequences."""
+        runner.take(result)
+        if runner.idle:
+            self._offload(runner)
+            self._tell_figures(runner, ())
+
+    def _save(self, runner: Runner) -> None:
+        """Before the pool is given up."""
+        if runner.tiering is not None:
+            runner.tiering.queue_everything()
+            self._await_offload(runner, self._sleep_deadline_s)
+            runner.tiering.clear_queue()
+            self._await_offload(runner, COPIES_END_S)
+
+    def _await_offload(self, runner: Runner, limit_s: float) -> None:
+        """Until nothing waits for the tiers any more. Other commands than their results are put off; a stop ends it."""
+        ends = time.monotonic() + limit_s
+        self._offload(runner)
+        while runner.tiering is not None and runner.tiering.offloading:
+            try:
+                command = self._commands.get(timeout=max(0.0, ends - time.monotonic()))
+            except queue.Empty:
+                return
+            if isinstance(command, Offered | Sought | Fetched):
+                runner.take(command)
+                self._offload(runner)
+            else:
+                self._put_off.append(command)
+                if isinstance(command, _Stop):
+                    return
 
     def _rest(
         self, runner: Runner, done: asyncio.Future[Any], act: Callable[[], Any], events: tuple[BlockEvent, ...]
     ) -> None:
-        from engines.native.runner import StepResult
-
         try:
             report = act()
         except EngineError as error:
             self._tell(_settle, done, error)
             return
-        self._tell(self._deliver, StepResult((), events, runner.figures))
+        self._tell_figures(runner, events)
         self._tell(_settle, done, report)
+
+    def _tell_figures(self, runner: Runner, events: tuple[BlockEvent, ...]) -> None:
+        from engines.native.runner import StepResult
+
+        self._tell(self._deliver, StepResult((), events, runner.figures))
 
     # On the event loop
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import torch
 
+from dynamo_box.kv.client.jobs import Result
 from dynamo_box.protocol.figures import WorkerFigures
+from dynamo_box.protocol.kv import KvLayout
 from dynamo_box.protocol.request import FinishReason, Sampling
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import (
     KV_EVENTS,
+    KV_TIERS,
     PRIORITIES,
     SLEEP,
     BlockEvent,
@@ -28,11 +32,13 @@ from engines.contract import (
 from engines.native.attention import KvCache, make_batch
 from engines.native.blocks import BlockPool
 from engines.native.config import LlamaConfig, read_config, read_options
+from engines.native.copying import PoolCopier
 from engines.native.model import Llama
 from engines.native.sampler import sample
 from engines.native.scheduler import Scheduler, Work
 from engines.native.sequence import Sequence
 from engines.native.shared import SharedWeights, kept_dtype, private_weights
+from engines.native.tiering import Tiering, connect
 
 _WARM_UP_PROMPT = 32
 
@@ -46,13 +52,14 @@ class StepResult(msgspec.Struct, frozen=True):
 
 
 class Runner:
-    """A loaded model with its pool of blocks and the sequences in it.
+    """A loaded model with its pool of blocks and the sequences in it. `deliver` is called on other threads with what
+    belongs to `take`.
 
     Raises:
         EngineError: the model can't be loaded, or not with this memory.
     """
 
-    def __init__(self, spec: WorkerSpec, progress: ReportProgress) -> None:
+    def __init__(self, spec: WorkerSpec, progress: ReportProgress, deliver: Callable[[Result], None]) -> None:
         self._options = read_options(spec.options, spec.max_batch)
         config = read_config(Path(spec.model.path))
         torch.set_num_threads(spec.threads)
@@ -63,18 +70,23 @@ class Runner:
         self._dtype = dtype
         self._config = config
         self._cache = _make_cache(config, spec, dtype)
-        self._start_with_no_blocks_used()
+        self._copier = PoolCopier(self._cache)
+        self._pool = BlockPool(self._cache.blocks)
+        self.tiering = self._tier(deliver) if spec.kvstore else None
+        self._scheduler = self._make_scheduler()
         self._context = min(spec.model.context_length, config.context_length, self._pool.total * self._block_size)
         self._sequences: dict[int, Sequence] = {}
         self._arrivals = 0
         self._prompt_tokens = self._cached_tokens = self._output_tokens = self._errors = self._steps = 0
-        self._asleep = False
+        self._asleep = self._waits_for_tiers = False
         self._shared = SharedWeights(spec, config, dtype) if spec.gms else None
         try:
             weights = self._shared.open(progress) if self._shared else private_weights(model, config, dtype, progress)
             self._model = Llama(config, weights, dtype)
             progress("warm-up", None, None, "")
             self._warm_up()
+            if self.tiering is not None:
+                self.tiering.store.start()
         except BaseException:
             self.close()
             raise
@@ -88,61 +100,88 @@ class Runner:
         return EngineInfo(
             block_size=self._block_size,
             kv_blocks_total=self._pool.total,
-            kv_dtype=str(self._dtype).removeprefix("torch."),
+            kv_dtype=_word(self._dtype),
             context_length=self._context,
-            capabilities=(KV_EVENTS, PRIORITIES, *((SLEEP,) if self._shared else ())),
+            capabilities=(
+                KV_EVENTS,
+                PRIORITIES,
+                *((SLEEP,) if self._shared else ()),
+                *((KV_TIERS,) if self.tiering else ()),
+            ),
             versions={"torch": str(torch.__version__)},
         )
 
     @property
     def idle(self) -> bool:
-        return not self._sequences
+        """Nothing can be computed before the next command."""
+        return not self._sequences or self._waits_for_tiers
 
     def add(self, request: SequenceRequest) -> None:
         sequence = Sequence.of(request, self._arrivals, self._config.eos_ids)
         self._arrivals += 1
         self._sequences[request.key] = sequence
         self._scheduler.add(sequence)
+        self._waits_for_tiers = False
 
     def cancel(self, key: int) -> None:
-        """Takes effect in the next step; keys that have ended are ignored."""
+        """Takes effect in the next step that doesn't find it loading; keys that have ended are ignored."""
         sequence = self._sequences.get(key)
         if sequence is not None:
             sequence.cancelled = True
+            self._waits_for_tiers = False
+
+    def take(self, result: Result) -> None:
+        """What the tiers have delivered."""
+        if self.tiering is not None:
+            self.tiering.take(result, self._scheduler)
+            self._waits_for_tiers = False
 
     @torch.inference_mode()
     def step(self) -> StepResult:
         """End what was cancelled, then compute one token of each sequence that decodes, and pieces of
         prompts.
         """
-        outputs = [self._end(one, "cancelled") for one in list(self._sequences.values()) if one.cancelled]
+        cancelled = [one for one in self._sequences.values() if one.cancelled and not one.loading]
+        outputs = [self._end(one, "cancelled") for one in cancelled]
         works = self._scheduler.schedule()
         if works:
             outputs += self._compute(works)
-        if self.idle:
+        elif self._sequences:
+            if self.tiering is None or not self.tiering.awaited:
+                raise AssertionError(f"none of {len(self._sequences)} sequences moves")
+            self._waits_for_tiers = True
+        if not self._sequences:
             self._pool.check_idle()
         self._steps += 1
-        return StepResult(tuple(outputs), tuple(self._pool.take_events()), self.figures)
+        events = tuple(self._pool.take_events())
+        if self.tiering is not None:
+            self.tiering.changed(events)
+        return StepResult(tuple(outputs), events, self.figures)
 
     def sleep(self) -> SleepReport:
         """Give back the KV pool and unmap the weights; nothing may be computed until `wake`.
 
         Raises:
-            EngineError: something runs, the weights are the process's own, or they can't be unmapped.
+            EngineError: something runs or is copied, the weights are the process's own, or they can't be unmapped.
         """
         if self._shared is None:
             raise EngineError("these weights are the process's own: they can't be given back")
         if self._asleep:
             return SleepReport(0, 0)
-        if not self.idle:
+        if self._sequences:
             raise EngineError(f"{len(self._sequences)} sequences still run")
+        if self.tiering is not None and self.tiering.copying:
+            raise EngineError("blocks are still being copied to the KV tiers")
         began = time.perf_counter()
         kv_bytes = self._cache.resident_bytes
         weights_bytes = self._shared.unmap()
         self._asleep = True
         unmapped = time.perf_counter()
         self._cache.close()
-        self._start_with_no_blocks_used()
+        self._pool = BlockPool(self._cache.blocks)
+        if self.tiering is not None:
+            self.tiering.use(self._pool)
+        self._scheduler = self._make_scheduler()
         ctypes.CDLL(None).malloc_trim(0)  # what torch left in malloc's arenas
         return SleepReport(kv_bytes, weights_bytes, {"unmap": unmapped - began, "kv": time.perf_counter() - unmapped})
 
@@ -161,30 +200,52 @@ class Runner:
         except OSError as error:
             self._shared.unmap()
             raise EngineError(f"no memory for KV: {error}") from error
+        self._copier.cache = self._cache
         self._asleep = False
         return WakeReport({**phases, "kv": time.perf_counter() - began})
 
     def close(self) -> None:
-        """Let go of the weights, which must not be touched again."""
+        """End the copies, and let go of the weights, which must not be touched again."""
+        if self.tiering is not None:
+            self.tiering.store.close()
         if self._shared is not None:
             self._shared.close()
 
-    def _start_with_no_blocks_used(self) -> None:
-        self._pool = BlockPool(self._cache.blocks)
-        self._scheduler = Scheduler(
+    def _tier(self, deliver: Callable[[Result], None]) -> Tiering:
+        config, size = self._config, self._block_size
+        layout = KvLayout(
+            fingerprint=self._spec.model.fingerprint,
+            kv_dtype=_word(self._dtype),
+            block_size=size,
+            block_bytes=self._cache.bytes // self._cache.blocks,
+            shape=f"layers={config.layers},kv=2,tokens={size},heads={config.kv_heads},dim={config.head_dim}",
+        )
+        store = connect(self._spec, layout, self._copier, deliver)
+        return Tiering(self._spec, layout, self._copier, self._pool, store)
+
+    def _make_scheduler(self) -> Scheduler:
+        return Scheduler(
             self._pool,
             block_size=self._block_size,
             max_batch=self._spec.max_batch,
             max_batch_tokens=self._options.max_batch_tokens,
+            onboarding=self.tiering.onboarding if self.tiering is not None else None,
         )
 
     def _compute(self, works: list[Work]) -> list[Output]:
+        began = time.perf_counter()
         batch, sampling = make_batch(works, self._block_size, self._dtype)
         logits = self._model.forward(batch, self._cache)
         sequences = [work.sequence for work in sampling]
         chosen = sample(_precise(logits), sequences) if sequences else []
         for work in works:
             self._scheduler.computed(work)
+        if self.tiering is not None:
+            tokens = [work.count for work in works]
+            prompts = sum(count for count in tokens if count > 1)
+            self.tiering.measured(prompts, sum(tokens) - prompts, time.perf_counter() - began)
+            for work in works:
+                self.tiering.computed(work.sequence)
         return [self._advance(one, token) for one, token in zip(sequences, chosen, strict=True)]
 
     def _advance(self, sequence: Sequence, token: int | None) -> Output:
@@ -211,6 +272,8 @@ class Runner:
     def _end(self, sequence: Sequence, finish: FinishReason, error: str = "") -> Output:
         self._scheduler.remove(sequence)
         del self._sequences[sequence.request.key]
+        if self.tiering is not None:
+            self.tiering.ended(sequence)
         return Output(key=sequence.request.key, finish=finish, error=error)
 
     @property
@@ -229,6 +292,7 @@ class Runner:
             requests=self._arrivals,
             errors=self._errors,
             steps=self._steps,
+            tiers=self.tiering.figures if self.tiering is not None else None,
         )
 
     @torch.inference_mode()
@@ -275,3 +339,7 @@ def _compute_dtype(wanted: str | None, kept: torch.dtype) -> torch.dtype:
     if wanted is not None:
         return {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}[wanted]
     return torch.float64 if kept == torch.float64 else torch.float32
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -6,12 +6,16 @@ it grows over a block's end. When none is left, the running sequence of the lowe
 and waits again at the place it came from; its full blocks usually survive as cache. The highest-ranked
 sequence is never the victim of another, and every sequence alone fits the pool (the engine's context is cut
 to it), so something always moves.
+
+With KV tiers a sequence may have to wait for them: for a lookup before it is admitted, then for its blocks to be
+loaded, or for blocks that are pinned while they are copied out. Each of those ends by itself.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass
+from typing import Protocol
 
 from engines.native.blocks import BlockPool
 from engines.native.sequence import Sequence
@@ -31,9 +35,31 @@ class Work:
         return self.count == self.sequence.remaining
 
 
+class Onboarding(Protocol):
+    """What the tiers have to say. `hits` blocks of the sequence are in the pool."""
+
+    def look_ahead(self, waiting: list[Sequence]) -> None:
+        """Those that wait, the next first."""
+
+    def may_admit(self, sequence: Sequence, hits: int) -> bool:
+        """False: not before something more is known of it (`sequence.seeking`)."""
+
+    def admitted(self, sequence: Sequence, hits: int) -> None:
+        """It has blocks now: begin to load into those after the hits (`sequence.loading`), or don't."""
+
+
 class Scheduler:
-    def __init__(self, pool: BlockPool, *, block_size: int, max_batch: int, max_batch_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_size: int,
+        max_batch: int,
+        max_batch_tokens: int,
+        onboarding: Onboarding | None = None,
+    ) -> None:
         self._pool = pool
+        self._onboarding = onboarding
         self._block_size = block_size
         self._max_batch = max_batch
         self._max_batch_tokens = max_batch_tokens
@@ -53,27 +79,41 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def schedule(self) -> list[Work]:
-        """The next step, those that decode first. Empty only if there is no sequence at all."""
+        """The next step, those that decode first. Empty only if there is no sequence at all, or if the tiers are waited
+        for.
+        """
+        if self._onboarding is not None:
+            self._onboarding.look_ahead(self.waiting)
         preemptions = self.preemptions
         steps: list[Work] = []
         budget = self._max_batch_tokens
         for sequence in sorted(self.running, key=lambda one: (one.remaining > 1, one.rank)):
-            if budget == 0 or not self._make_room(sequence):
+            if sequence.loading or budget == 0 or not self._make_room(sequence):
                 continue
             steps.append(Work(sequence, min(sequence.remaining, budget)))
             budget -= steps[-1].count
         while budget and self.preemptions == preemptions and self._admit_next():
             sequence = self.running[-1]
-            steps.append(Work(sequence, min(sequence.remaining, budget)))
-            budget -= steps[-1].count
+            if not sequence.loading:
+                steps.append(Work(sequence, min(sequence.remaining, budget)))
+                budget -= steps[-1].count
         return steps
 
     def computed(self, work: Work) -> None:
         """The step was carried out: its full blocks become reusable. Called before the sampled token is
         appended.
         """
-        sequence = work.sequence
-        sequence.computed += work.count
+        work.sequence.computed += work.count
+        self._publish(work.sequence)
+
+    def loaded(self, sequence: Sequence, blocks: int) -> None:
+        """The next `blocks` of a sequence that was loading hold what they should; from now on it computes."""
+        sequence.loading = False
+        sequence.computed += blocks * self._block_size
+        self._count_cached(sequence)
+        self._publish(sequence)
+
+    def _publish(self, sequence: Sequence) -> None:
         full = sequence.computed // self._block_size
         if full > sequence.published:
             digests = sequence.digest_blocks(self._block_size)
@@ -84,7 +124,7 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence) -> bool:
         """Hold blocks for all its tokens, at the expense of the lowest-ranked; False if it was itself
-        preempted.
+        preempted, or has to wait for blocks that copies hold.
 
         Only sequences that decode grow, and they come in the order of their ranks, so a victim is never in
         the step yet.
@@ -93,7 +133,9 @@ class Scheduler:
             return False
         needed = self._blocks_for(sequence) - len(sequence.blocks)
         while self._pool.available < needed:
-            victim = max(self.running, key=_rank)
+            victim = max((one for one in self.running if not one.loading), key=_rank)
+            if victim is sequence and (self._pool.pinned or any(one.loading for one in self.running)):
+                return False
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -102,28 +144,36 @@ class Scheduler:
 
     def _admit_next(self) -> bool:
         """Start the first of the queue if it fits beside the others with a block to grow for each of them."""
-        if not self.waiting or len(self.running) >= self._max_batch:
+        sequence = next((one for one in self.waiting if not one.seeking), None)
+        if sequence is None or len(self.running) >= self._max_batch:
             return False
-        sequence = self.waiting[0]
         reusable = (len(sequence.tokens) - 1) // self._block_size  # the last token is always computed: it samples
         hits = self._pool.match(sequence.digest_blocks(self._block_size)[:reusable])
         needed = self._blocks_for(sequence) - len(hits)
         if needed + len(self.running) > self._pool.available - self._pool.idle_among(hits):
             return False
-        del self.waiting[0]
+        if self._onboarding is not None and not self._onboarding.may_admit(sequence, len(hits)):
+            return False
+        self.waiting.remove(sequence)
         self._pool.share(hits)
         sequence.blocks = hits + self._pool.allocate(needed)
         sequence.computed = len(hits) * self._block_size
         sequence.published = len(hits)
+        self._count_cached(sequence)
+        self.running.append(sequence)
+        if self._onboarding is not None:
+            self._onboarding.admitted(sequence, len(hits))
+        return True
+
+    def _count_cached(self, sequence: Sequence) -> None:
         if not sequence.generated:
             sequence.cached_tokens = sequence.computed
-        self.running.append(sequence)
-        return True
 
     def _preempt(self, victim: Sequence) -> None:
         self.preemptions += 1
         self.running.remove(victim)
         self._drop_blocks(victim)
+        victim.sought = None
         self.add(victim)
 
     def _drop_blocks(self, sequence: Sequence) -> None:

@@ -10,12 +10,38 @@ from dynamo_box.protocol.request import FinishReason, pack_tokens
 from engines.contract import SequenceRequest
 
 
+@dataclass(slots=True)
+class Judged:
+    """How far the priority filter has come: `blocks` of the chain are judged, and whether the rest is `stopped` (a
+    priority below the threshold) or `over` (its priorities make no sense).
+    """
+
+    blocks: int = 0
+    stopped: bool = False
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What the tiers have of a chain from its block `first` on: a letter for each block (see `kv.client.jobs.Sought`).
+    The `priorities` are those that the blocks were stored with. `lease` is 0 if there is nothing.
+    """
+
+    first: int
+    tiers: str = ""
+    lease: int = 0
+    priorities: tuple[int | None, ...] = ()
+
+
 @dataclass(eq=False)
 class Sequence:
     """`tokens` is the prompt and what was generated; the KV of the first `computed` of them lies in `blocks`.
 
     `digests` are those of the full blocks of `tokens`, as far as they were needed. The first `published` of
     `blocks` are known to the pool by theirs, or are copies of such. A preemption empties `blocks`, no more.
+
+    `seeking`: it waits, and what the KV tiers have of it isn't known yet. `loading`: it runs, and some of its blocks
+    are being written by a copy from the tiers. `sought` and `offload` belong to the tiers.
     """
 
     request: SequenceRequest
@@ -29,6 +55,10 @@ class Sequence:
     published: int = 0
     cached_tokens: int = 0
     cancelled: bool = False
+    seeking: bool = False
+    loading: bool = False
+    sought: Lookup | None = None
+    offload: Judged = field(default_factory=Judged)
 
     @classmethod
     def of(cls, request: SequenceRequest, arrival: int, eos_ids: frozenset[int]) -> Sequence:

@@ -1,0 +1,206 @@
+"""From the KV tiers to the engine's pool, before a prompt is computed.
+
+    waits ──Seek──► seeking ──Sought──► waits, what was found is leased ──admitted──► loading ──Fetched──► computes
+
+Only the next few that wait are looked up, so that few leases are held: each keeps blocks in the host tier that others
+may need. When a sequence is admitted it is decided how much of what was found is loaded; by then the pool may have
+more of its prefix than at the time of the lookup (those blocks are skipped) or less (it is looked up again).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
+
+from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Seek, Sought
+from dynamo_box.kv.onboard import Rates, choose
+from dynamo_box.protocol.kv import MAX_BATCH
+from engines.native.blocks import BlockPool
+from engines.native.sequence import Lookup
+from engines.native.sequence import Sequence as Request
+
+PROBE_AFTER = 32
+"""Decisions against loading after which one goes for it all the same: only a load shows that loading got faster."""
+PREFILL_AT_LEAST = 32
+"""Prompt tokens of a step from which its time says something about prefill."""
+_FADE = 0.8
+
+
+class Source(Protocol):
+    """What is needed of `dynamo_box.kv.client.tiers.Tiers`."""
+
+    def seek(self, job: Seek) -> None: ...
+
+    def fetch(self, job: Fetch) -> None: ...
+
+    def forgo(self, job: Forgo) -> None: ...
+
+    def rates(self) -> dict[str, float | None]: ...
+
+    @property
+    def status(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Loading:
+    """`blocks` of the pool are written, those of the request's chain from `first` on."""
+
+    request: Request
+    first: int
+    blocks: tuple[int, ...]
+    priorities: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A copy has ended: the request's blocks from `first` on hold what they should, as many as there are
+    `priorities`; `spoilt` are blocks of the pool that hold anything.
+    """
+
+    request: Request
+    first: int
+    priorities: tuple[int | None, ...]
+    spoilt: tuple[int, ...]
+
+
+class PrefillRate:
+    """Prompt tokens a second, from steps that had some to compute; every step weighs as much as its time."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    def add(self, prompt_tokens: int, other_tokens: int, seconds: float) -> None:
+        if prompt_tokens >= max(PREFILL_AT_LEAST, other_tokens):
+            self._tokens = self._tokens * _FADE + prompt_tokens + other_tokens
+            self._seconds = self._seconds * _FADE + seconds
+
+    @property
+    def value(self) -> float | None:
+        return self._tokens / self._seconds if self._seconds > 0 else None
+
+
+class Onboarding:
+    """Implements `scheduler.Onboarding`; at most `ahead` of those that wait are looked up."""
+
+    def __init__(self, pool: BlockPool, source: Source, *, block_size: int, block_bytes: int, ahead: int) -> None:
+        self._pool = pool
+        self._source = source
+        self._block_size = block_size
+        self._block_bytes = block_bytes
+        self._ahead = ahead
+        self._keys = count(1)
+        self._seeks: dict[int, tuple[Request, int]] = {}
+        self._leased: dict[int, Request] = {}
+        self._loading: dict[int, _Loading] = {}
+        self._against = 0
+        self.prefill = PrefillRate()
+        self.loads = self.recomputes = 0
+
+    def use(self, pool: BlockPool) -> None:
+        """From now on it is about this pool; no request may be there."""
+        self._pool = pool
+
+    @property
+    def seeking(self) -> bool:
+        return bool(self._seeks)
+
+    @property
+    def loading(self) -> bool:
+        """Whether blocks of the pool are being written."""
+        return bool(self._loading)
+
+    # for the scheduler
+
+    def look_ahead(self, waiting: list[Request]) -> None:
+        """Look up those that come next, and let go of what others hold that have been overtaken."""
+        ahead = waiting[: self._ahead]
+        for request in ahead:
+            if request.sought is None and not request.seeking:
+                self._look_up(request, len(self._pool.match(self._reusable(request))))
+        if len(self._leased) > self._ahead:
+            for request in list(self._leased.values()):
+                if request not in ahead:
+                    self._give_back(request)
+
+    def may_admit(self, request: Request, hits: int) -> bool:
+        if request.sought is None or hits < request.sought.first:
+            self._give_back(request)
+            self._look_up(request, hits)
+        return not request.seeking
+
+    def admitted(self, request: Request, hits: int) -> None:
+        found = request.sought
+        if found is None or not found.lease:
+            return
+        skip = hits - found.first
+        tiers = found.tiers[skip:]
+        blocks = self._worth_loading(tiers)
+        if not blocks:
+            self._give_back(request)
+            self.recomputes += bool(tiers)
+            return
+        self.loads += 1
+        self._leased.pop(request.request.key)
+        request.sought = None
+        request.loading = True
+        places = tuple(request.blocks[hits : hits + blocks])
+        key = next(self._keys)
+        self._loading[key] = _Loading(request, hits, places, found.priorities[skip : skip + blocks])
+        self._source.fetch(Fetch(key, found.lease, places, skip))
+
+    # for whoever runs it
+
+    def sought(self, result: Sought) -> None:
+        request, first = self._seeks.pop(result.key)
+        if not request.seeking or request.cancelled:
+            request.seeking = False
+            if result.lease:
+                self._source.forgo(Forgo(result.lease))
+            return
+        request.seeking = False
+        request.sought = Lookup(first, result.tiers, result.lease, result.priorities)
+        if result.lease:
+            self._leased[request.request.key] = request
+
+    def fetched(self, result: Fetched) -> Arrived:
+        loading = self._loading.pop(result.key)
+        loaded = min(result.count, len(loading.blocks))
+        return Arrived(loading.request, loading.first, loading.priorities[:loaded], loading.blocks[loaded:])
+
+    def ended(self, request: Request) -> None:
+        """It waits no more."""
+        request.seeking = False
+        self._give_back(request)
+
+    def _look_up(self, request: Request, hits: int) -> None:
+        wanted = self._reusable(request)[hits : hits + MAX_BATCH]
+        if not wanted or self._source.status:
+            request.sought = Lookup(hits if wanted == [] else 0)
+            return
+        request.seeking = True
+        key = next(self._keys)
+        self._seeks[key] = (request, hits)
+        self._source.seek(Seek(key, tuple(wanted)))
+
+    def _worth_loading(self, tiers: str) -> int:
+        """How many of these blocks are loaded."""
+        rates = Rates(self._source.rates(), self.prefill.value)
+        blocks = choose(tiers, block_bytes=self._block_bytes, block_size=self._block_size, rates=rates).blocks
+        if blocks < len(tiers):
+            self._against += 1
+            if self._against >= PROBE_AFTER:
+                self._against = 0
+                return len(tiers)
+        return blocks
+
+    def _reusable(self, request: Request) -> list[bytes]:
+        """All full blocks but that of the last token, which is always computed: it samples."""
+        return request.digest_blocks(self._block_size)[: (len(request.tokens) - 1) // self._block_size]
+
+    def _give_back(self, request: Request) -> None:
+        """Let go of what was found for it; it may be looked up again."""
+        found, request.sought = request.sought, None
+        if found is not None and found.lease:
+            del self._leased[request.request.key]
+            self._source.forgo(Forgo(found.lease))
