@@ -1,0 +1,484 @@
+"""Tiers and scheduler together; computing and copying are pretended. A block is used only with what it should hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+
+import pytest
+from fake_store import Contents, FakeStore
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynamo_box.kv.client.jobs import Fetch, Offer, Seek
+from dynamo_box.protocol.kv import KvLayout
+from dynamo_box.protocol.request import PriorityRange, Sampling
+from dynamo_box.protocol.spec import ModelSpec, Offload, WorkerSpec
+from engines.contract import SequenceRequest
+from engines.native.blocks import BlockPool
+from engines.native.scheduler import Scheduler
+from engines.native.sequence import Sequence
+from engines.native.tiering import Tiering
+
+BLOCK = 4
+LAYOUT = KvLayout("model", "pretended", BLOCK, 64, "none")
+
+
+class Box:
+    """A pool, a scheduler and tiers; a step computes by writing down which tokens a block has."""
+
+    def __init__(self, blocks: int = 32, batch: int = 4, budget: int = 64, **offload: int | bool) -> None:
+        self.pool = BlockPool(blocks)
+        self.contents = Contents(blocks)
+        self.store = FakeStore(self.contents)
+        spec = WorkerSpec(
+            name="worker",
+            model=ModelSpec("m", "", "model", 1000, BLOCK),
+            engine="native",
+            role="aggregated",
+            run_dir="",
+            threads=1,
+            device="cpu",
+            kv_bytes=0,
+            max_batch=batch,
+            offload=Offload(**offload),  # type: ignore[arg-type]
+        )
+        self.tiering = Tiering(spec, LAYOUT, self.contents, self.pool, self.store)
+        self._bounds = {"max_batch": batch, "max_batch_tokens": budget}
+        self.scheduler = self._make_scheduler()
+        self.living: list[Sequence] = []
+        self.arrivals = 0
+
+    def add(self, tokens: list[int], output: int = 1, **request: object) -> Sequence:
+        sampling = Sampling(max_tokens=output, ignore_eos=True)
+        asked = SequenceRequest(self.arrivals, f"r{self.arrivals}", tokens, sampling, b"k", **request)  # type: ignore[arg-type]
+        sequence = Sequence.of(asked, self.arrivals, frozenset())
+        self.arrivals += 1
+        self.living.append(sequence)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> bool:
+        """As the runner does it; whether something was computed."""
+        for sequence in [one for one in self.living if one.cancelled and not one.loading]:
+            self.end(sequence)
+        works = self.scheduler.schedule()
+        assert works or not self.living or self.tiering.awaited, "nothing moves and nothing is awaited"
+        sampling = [work.sequence for work in works if work.samples]
+        for work in works:
+            self._compute(work.sequence, work.count)
+            self.scheduler.computed(work)
+        for work in works:
+            self.tiering.computed(work.sequence)
+        for sequence in sampling:
+            sequence.tokens.append(2)
+            if sequence.finish_after(2, context_length=BLOCK * self.pool.total) is not None:
+                self.end(sequence)
+        if not self.living:
+            self.pool.check_idle()
+        self.tiering.changed(self.pool.take_events())
+        self.pool.check_integrity()
+        self.tiering.offload()
+        return bool(works)
+
+    def _compute(self, sequence: Sequence, count: int) -> None:
+        assert not sequence.loading
+        for place in range(sequence.computed // BLOCK):
+            wanted = tuple(sequence.tokens[: (place + 1) * BLOCK])
+            assert self.contents.of[sequence.blocks[place]] == wanted, f"block {place} of {sequence.request.request_id}"
+        for position in range(sequence.computed, sequence.computed + count):
+            self.contents.write(sequence.blocks[position // BLOCK], tuple(sequence.tokens[: position + 1]))
+
+    def end(self, sequence: Sequence) -> None:
+        self.living.remove(sequence)
+        self.scheduler.remove(sequence)
+        self.tiering.ended(sequence)
+
+    def compute(self) -> None:
+        """A step that computes, after as many lookups as it needs."""
+        while not self.step():
+            self.answer(Seek)
+
+    def answer(self, kind: type = object, chance: Callable[[float], bool] = lambda _: False) -> None:
+        for job in [one for one in self.store.jobs if isinstance(one, kind)]:
+            self.tiering.take(self.store.answer(job, chance), self.scheduler)
+
+    def run(self) -> None:
+        """Until nothing is left to do."""
+        while self.living or self.store.jobs or self.tiering.offloading:
+            self.step()
+            self.answer()
+
+    def forget(self) -> None:
+        """What a sleep does to the pool."""
+        self.run()
+        blocks = self.pool.total
+        self.pool = BlockPool(blocks)
+        self.contents.of = [(-2,)] * blocks
+        self.tiering.use(self.pool)
+        self.scheduler = self._make_scheduler()
+
+    def _make_scheduler(self) -> Scheduler:
+        return Scheduler(self.pool, block_size=BLOCK, onboarding=self.tiering.onboarding, **self._bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrival:
+    step: int
+    family: int
+    prompt: int
+    output: int
+    priority: int
+    kv_priority: int | None
+    cancel_after: int | None
+
+
+arrivals = st.lists(
+    st.builds(
+        Arrival,
+        step=st.integers(0, 30),
+        family=st.integers(0, 2),
+        prompt=st.integers(1, 20),
+        output=st.integers(1, 12),
+        priority=st.integers(0, 2),
+        kv_priority=st.none() | st.integers(0, 100),
+        cancel_after=st.none() | st.integers(0, 10),
+    ),
+    min_size=1,
+    max_size=15,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    arrivals=arrivals,
+    blocks=st.integers(8, 20),
+    batch=st.integers(1, 5),
+    extra=st.integers(0, 20),
+    pinned=st.integers(1, 32),
+    min_priority=st.integers(0, 60),
+    seed=st.integers(0, 1000),
+)
+def test_whatever_the_tiers_do_each_block_has_its_content_and_everything_ends(
+    arrivals: list[Arrival], blocks: int, batch: int, extra: int, pinned: int, min_priority: int, seed: int
+) -> None:
+    """Answers come when they like, copies fail, the store comes and goes."""
+    rng = random.Random(seed)
+    box = Box(blocks, batch, batch + extra, pinned_blocks=pinned, min_priority=min_priority)
+    coming, cancels, step = list(arrivals), dict[int, list[Sequence]](), 0
+    while coming or box.living:
+        for arrival in [one for one in coming if one.step <= step]:
+            coming.remove(arrival)
+            prompt = [10 + arrival.family] * arrival.prompt
+            sequence = box.add(prompt, arrival.output, priority=arrival.priority, kv_priority=arrival.kv_priority)
+            if arrival.cancel_after is not None:
+                cancels.setdefault(step + arrival.cancel_after, []).append(sequence)
+        for sequence in cancels.pop(step, []):
+            sequence.cancelled = True
+        box.store.status = "gone" if rng.random() < 0.05 else ""
+        box.step()
+        for job in list(box.store.jobs):
+            if rng.random() < 0.4:
+                box.tiering.take(box.store.answer(job, lambda p: rng.random() < p), box.scheduler)
+        step += 1
+        assert step < 3000, "no end in sight"
+    box.run()
+    assert box.pool.held == box.pool.pinned == 0
+    box.pool.check_idle()
+    assert not box.store.leases, "a lease was forgotten"
+
+
+def test_a_prompt_that_the_tiers_have_is_loaded_but_for_its_last_token() -> None:
+    box = Box()
+    box.add([1] * 12)
+    box.run()
+    assert [len(offer.blocks) for offer in box.store.offers] == [3]
+    box.forget()
+    sequence = box.add([1] * 12)
+    assert not box.step(), "it waits for the lookup"
+    (seek,) = box.store.jobs
+    assert isinstance(seek, Seek)
+    assert len(seek.digests) == 2, "the last block holds the token that samples"
+    box.answer()
+    assert not box.step(), "it waits for its blocks"
+    (fetch,) = box.store.jobs
+    assert isinstance(fetch, Fetch)
+    assert fetch.pool_blocks == tuple(sequence.blocks[:2])
+    box.answer()
+    assert sequence.cached_tokens == sequence.computed == 8
+    assert len(box.pool.match(sequence.digests)) == 2
+    assert box.step()
+
+
+def test_others_compute_while_one_loads() -> None:
+    box = Box()
+    box.add([1] * 12)
+    box.run()
+    box.forget()
+    loading = box.add([1] * 12)
+    box.step()
+    box.answer(Seek)
+    other = box.add([2] * 9, output=6)
+    box.step()
+    box.answer(Seek)
+    for _ in range(6):
+        assert box.step()
+        assert loading.loading
+    assert other not in box.living
+
+
+def test_what_the_pool_got_meanwhile_is_skipped() -> None:
+    box = Box(batch=2)
+    box.add([1] * 17)
+    box.run()
+    box.forget()
+    first, second = box.add([1] * 9), box.add([1] * 17)
+    box.step()
+    box.answer(Seek)
+    box.scheduler.waiting.remove(second)
+    box.step()
+    box.answer()
+    assert first.computed == 8
+    box.scheduler.add(second)
+    box.step()
+    (fetch,) = [job for job in box.store.jobs if isinstance(job, Fetch)]
+    assert (fetch.skip, len(fetch.pool_blocks)) == (2, 2)
+    box.run()
+    assert second.cached_tokens == 16
+
+
+def test_what_the_pool_lost_meanwhile_is_looked_up_again() -> None:
+    box = Box(blocks=8, batch=2)
+    box.add([1] * 17)
+    box.run()
+    busy = box.add([3] * 8, output=20)
+    box.compute()
+    sequence = box.add([1] * 30)
+    box.step()
+    assert len([job for job in box.store.jobs if isinstance(job, Seek)]) == 1
+    box.answer(Seek)
+    assert sequence.sought is not None
+    assert sequence.sought.first == 4
+    while busy in box.living:
+        box.step()
+        box.answer(Offer)
+    assert len(box.pool.match(sequence.digests)) < 4
+    box.run()
+    assert sequence.cached_tokens == 16
+    assert box.store.loaded > 0
+
+
+def test_a_lease_that_is_of_no_use_is_given_back() -> None:
+    box = Box(batch=1)
+    box.add([1] * 17)
+    box.run()
+    box.forget()
+    busy = box.add([2] * 5, output=40)
+    box.compute()
+    waits, overtaken = box.add([1] * 17), box.add([1] * 16)
+    box.step()
+    box.answer()
+    assert len(box.store.leases) == 1, "only the next few are looked up"
+    waits.cancelled = True
+    box.step()
+    assert not box.store.leases
+    box.answer()
+    urgent = box.add([1] * 15, priority=5)
+    box.step()
+    box.answer()
+    box.step()
+    assert box.store.leases
+    assert overtaken.sought is None
+    assert urgent.sought is not None
+    busy.cancelled = True
+    box.run()
+    assert not box.store.leases
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_sequence_that_is_cancelled_while_it_is_looked_up_leaves_no_lease(answered: bool) -> None:
+    box = Box()
+    box.add([1] * 12)
+    box.run()
+    box.forget()
+    sequence = box.add([1] * 12)
+    box.step()
+    if answered:
+        sequence.cancelled = True
+        box.answer()
+        box.step()
+    else:
+        sequence.cancelled = True
+        box.step()
+        box.answer()
+    assert not box.living
+    assert not box.store.leases
+
+
+def test_a_sequence_that_is_cancelled_while_it_loads_ends_after_the_copy() -> None:
+    box = Box()
+    box.add([1] * 12)
+    box.run()
+    box.forget()
+    sequence = box.add([1] * 12)
+    box.step()
+    box.answer()
+    box.step()
+    sequence.cancelled = True
+    box.step()
+    assert sequence in box.living
+    assert box.contents.written == set(sequence.blocks[:2])
+    box.answer()
+    box.step()
+    assert not box.living
+    assert len(box.pool.match(sequence.digests)) == 2, "what was loaded is of use to others"
+
+
+def test_blocks_that_are_pinned_are_waited_for() -> None:
+    """A sequence that needs the whole pool doesn't take what is being copied, and gets it at last."""
+    box = Box(blocks=8)
+    box.add([1] * 5)
+    box.compute()
+    assert box.pool.pinned == 1
+    sequence = box.add([2] * 30)
+    for _ in range(3):
+        assert not box.step()
+        box.answer(Seek)
+    assert not sequence.blocks
+    box.answer(Offer)
+    assert box.step()
+    assert sequence not in box.living
+
+
+def test_what_is_evicted_before_its_turn_is_not_offered() -> None:
+    box = Box(blocks=8, pinned_blocks=1)
+    box.add([1] * 16)
+    while box.living:
+        box.step()
+        box.answer(Seek)
+    assert box.tiering.figures.queued == 3
+    box.add([2] * 27)
+    box.step()
+    box.answer(Seek)
+    box.step()
+    box.answer(Offer)
+    box.run()
+    assert box.tiering.figures.dropped["evicted"] > 0
+
+
+def test_the_queue_has_an_end() -> None:
+    box = Box(queue_blocks=2)
+    box.add([1] * 40)
+    box.step()
+    box.answer(Seek)
+    box.step()
+    assert box.tiering.figures.dropped == {"queue_full": 8}
+    box.run()
+    assert len(box.store.stored) == 2
+    box.add([1] * 40)
+    box.run()
+    assert len(box.store.stored) == 4, "what was dropped is offered when it is used again"
+
+
+def offered(box: Box) -> list[int | None]:
+    """Priorities of all blocks that were offered, in order."""
+    box.run()
+    return [block.priority for offer in box.store.offers for block in offer.blocks]
+
+
+def test_priorities_travel_with_the_blocks_and_back() -> None:
+    box = Box()
+    ranges = (PriorityRange(0, 4, 80), PriorityRange(4, 8, 20), PriorityRange(8, 10, 30))
+    box.add([1] * 17, kv_priority=50, kv_priorities=ranges)
+    assert offered(box) == [80, 20, 50, 50]
+    box.forget()
+    box.add([1] * 17, kv_priority=10)
+    assert offered(box)[4:] == [], "they came from there"
+    box.tiering.queue_everything()
+    assert offered(box)[4:] == [80, 20, 50, 50]
+
+
+def test_the_filter_stops_at_the_first_lower_block() -> None:
+    box = Box(min_priority=50)
+    ranges = (PriorityRange(8, 12, 10),)
+    box.add([1] * 16, output=5, kv_priority=60, kv_priorities=ranges)
+    assert offered(box) == [60, 60]
+    figures = box.tiering.figures
+    assert (figures.filtered, figures.unset, figures.terminated) == (3, 0, {"priority": 1})
+
+
+def test_the_filter_goes_on_if_it_is_told_to() -> None:
+    box = Box(min_priority=50, continue_after_filter=True)
+    ranges = (PriorityRange(8, 12, 10),)
+    box.add([1] * 16, kv_priority=60, kv_priorities=ranges)
+    assert offered(box) == [60, 60, 60]
+    assert [len(offer.blocks) for offer in box.store.offers] == [2, 1]
+    figures = box.tiering.figures
+    assert (figures.filtered, figures.terminated) == (1, {})
+
+
+def test_an_unset_priority_is_allowed_and_counted() -> None:
+    box = Box(min_priority=50)
+    box.add([1] * 9)
+    assert offered(box) == [None, None]
+    assert (box.tiering.figures.unset, box.tiering.figures.filtered) == (2, 0)
+
+
+def test_a_later_request_is_judged_anew() -> None:
+    box = Box(min_priority=50)
+    box.add([1] * 9, kv_priority=49)
+    assert offered(box) == []
+    box.add([1] * 9, kv_priority=50)
+    assert offered(box) == [50, 50]
+    box.add([1] * 9, kv_priority=40)
+    box.add([1] * 9, kv_priority=50)
+    assert offered(box) == [50, 50], "the tiers have it"
+    box.add([1] * 9, kv_priority=90)
+    assert offered(box) == [50, 50, 90, 90], "and learn that it is worth more"
+    assert box.tiering.figures.terminated == {"priority": 2}
+
+
+def test_priorities_that_make_no_sense_end_that_requests_offload_only() -> None:
+    box = Box()
+    box.add([1] * 9, kv_priorities=(PriorityRange(0, 10, 50),))
+    box.add([2] * 9)
+    assert offered(box) == [None, None]
+    assert box.tiering.figures.terminated == {"length_mismatch": 1}
+
+
+def test_without_a_store_nothing_waits() -> None:
+    box = Box()
+    box.store.status = "no store"
+    box.add([1] * 12)
+    assert box.step()
+    assert not any(isinstance(job, Seek) for job in box.store.jobs)
+
+
+def test_before_a_sleep_everything_is_offered_heads_first() -> None:
+    box = Box(queue_blocks=1)
+    for token in (1, 2):
+        box.add([token] * 13)
+    box.run()
+    assert len(box.store.stored) < 6
+    box.store.offers.clear()
+    box.tiering.queue_everything()
+    box.run()
+    assert len(box.store.stored) == 6
+
+
+def test_a_load_that_fails_leaves_no_garbage_behind() -> None:
+    box = Box()
+    box.add([1] * 13)
+    box.run()
+    box.forget()
+    sequence = box.add([1] * 13)
+    box.step()
+    box.answer(Seek)
+    box.step()
+    (fetch,) = [job for job in box.store.jobs if isinstance(job, Fetch)]
+    box.tiering.take(box.store.answer(fetch, lambda p: p == 0.2), box.scheduler)
+    good = sequence.computed // BLOCK
+    assert good < 3
+    assert all(box.contents.of[block] == () for block in sequence.blocks[good:3])
+    box.run()
