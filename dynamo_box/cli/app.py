@@ -32,6 +32,7 @@ VERBS = {
     "sleep": Verb("sleep", "Put a model to sleep and free its memory"),
     "wake": Verb("wake", "Wake a model that sleeps"),
     "gms": Verb("gms", "Show the weight memory of each device"),
+    "kv": Verb("kv", "Show the KV tiers, or clear them"),
     "chat": Verb("chat", "Talk to a model of the box"),
     "pull": Verb("pull", "Bring a model into the store"),
     "models": Verb("models", "List the models in the store, or remove one"),

@@ -11,6 +11,7 @@ import typer
 from dynamo_box import wording
 from dynamo_box.cli import complete, output, render, terminal
 from dynamo_box.cli.model_words import model_words, wake_words
+from dynamo_box.cli.tier_words import tier_troubles
 from dynamo_box.control.client import ControlClient
 from dynamo_box.errors import ExitCode, NotRunning
 from dynamo_box.paths import run_dir
@@ -78,6 +79,8 @@ def show(snapshot: BoxSnapshot) -> None:
     for process in snapshot.processes:
         if process.cause and process.state not in ("ready", "asleep"):
             output.text(f"{process.name}: {wording.printable(process.cause)}")
+    for trouble in tier_troubles(snapshot):
+        output.text(trouble)
 
 
 def process_table(processes: tuple[ProcessInfo, ...]) -> str:
