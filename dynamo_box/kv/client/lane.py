@@ -26,6 +26,7 @@ MAX_DELAY_S = 2.0
 
 NOT_YET = "not connected yet"
 CLOSED = "the worker's side of the tiers is closed"
+STILL_MAPPED = "the memory of the kvstore before is still mapped"
 NO_ROOM = "the host tier has no room for a block of this layout"
 
 log = logging.getLogger(__name__)
@@ -190,6 +191,7 @@ class Lane(Holder, Generic[J]):
                 return False
             epoch = self._shared.epoch_to_dial()
             if epoch is None:
+                self._say(STILL_MAPPED)
                 self._next_step_at = now + FIRST_DELAY_S
                 return False
             self._publish(self._dial())
