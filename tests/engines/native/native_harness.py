@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dynamo_box.kv.hashing import isolation_key
-from dynamo_box.protocol.request import FinishReason, Sampling
+from dynamo_box.protocol.figures import WorkerTiers
+from dynamo_box.protocol.request import FinishReason, PriorityRange, Sampling
 from dynamo_box.protocol.spec import ModelSpec, WorkerSpec
 from engines.contract import BlockEvent, EngineInfo, Output, RemovedBlocks, SequenceRequest, StoredBlocks
 from engines.native.engine import NativeEngine
@@ -108,11 +109,27 @@ class RunningEngine:
         self.fatal_cause.set_result(cause)
 
     def submit(
-        self, tokens: list[int], *, isolation: bytes = ISOLATION, priority: int = 0, **sampling: Any
+        self,
+        tokens: list[int],
+        *,
+        isolation: bytes = ISOLATION,
+        priority: int = 0,
+        kv_priority: int | None = None,
+        kv_priorities: tuple[PriorityRange, ...] = (),
+        **sampling: Any,
     ) -> tuple[int, Answer]:
         settings = Sampling(**{"max_tokens": 16, "temperature": 0.0, **sampling})
         key, self._next_key = self._next_key, self._next_key + 1
-        request = SequenceRequest(key, f"request-{key}", tokens, settings, isolation, priority)
+        request = SequenceRequest(
+            key,
+            f"request-{key}",
+            tokens,
+            settings,
+            isolation,
+            priority,
+            kv_priority=kv_priority,
+            kv_priorities=kv_priorities,
+        )
         answer = Answer()
         self._answers[key] = answer
         self.engine.submit(request)
@@ -122,6 +139,23 @@ class RunningEngine:
         _, answer = self.submit(tokens, **settings)
         await asyncio.wait_for(answer.ended.wait(), DEADLINE_S)
         return answer
+
+    @property
+    def tiers(self) -> WorkerTiers:
+        tiers = self.engine.figures().tiers
+        assert tiers is not None
+        return tiers
+
+    async def until(self, holds: Callable[[WorkerTiers], bool], what: str) -> WorkerTiers:
+        """The figures of its tiers once they are so; nobody announces their changes."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not holds(self.tiers):
+                await asyncio.sleep(0.005)
+        return self.tiers
+
+    async def settled(self) -> WorkerTiers:
+        """Nothing waits for the tiers any more."""
+        return await self.until(lambda tiers: not tiers.queued and not tiers.pinned, "offload is done")
 
     async def generate_all(self, prompts: Sequence[list[int]], **settings: Any) -> list[Answer]:
         return list(await asyncio.gather(*(self.generate(prompt, **settings) for prompt in prompts)))
