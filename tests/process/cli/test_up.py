@@ -230,6 +230,36 @@ def test_a_dry_run_starts_nothing_and_needs_no_model(box: Up, box_env: Any) -> N
     assert box.story == []
 
 
+TIERED = "model: smollm2\nmemory: {tiers: {host: 64MiB, disk: 256MiB, directory: /tiers}}\n"
+
+
+def test_the_references_variables_for_tiers_go_before_the_profile(box: Up, tmp_path: Path) -> None:
+    profile = tmp_path / "tiered.yaml"
+    profile.write_text(TIERED)
+    variables = {"DYN_KVBM_CPU_CACHE_GB": "0.5", "DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY": "40"}
+    out, _ = box.up("--profile", str(profile), "--dry-run", **variables)
+    assert out.splitlines()[1] == (
+        "KV tiers: 477 MiB of host memory (DYN_KVBM_CPU_CACHE_GB), 256 MiB on disk (profile) in /tiers (profile), "
+        "blocks of priority 40 and above (DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY)"
+    )
+    plan = json.loads(box.up("--profile", str(profile), "--dry-run", "--json", **variables)[0])
+    store = next(process["spec"] for process in plan["processes"] if process["kind"] == "kvstore")
+    assert (store["host_bytes"], store["disk_bytes"]) == (500_000_000, 256 << 20)
+    assert plan["origins"]["memory.tiers.host"] == "DYN_KVBM_CPU_CACHE_GB"
+
+
+@pytest.mark.parametrize("value", ["4 0", "101", ""])
+def test_a_variable_that_can_not_be_used_refuses_before_anything_starts(box: Up, value: str) -> None:
+    name = "DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY"
+    out, err = box.up("--json", code=2, **{name: value})
+    assert err.splitlines() == [
+        f'error: the environment variable {name} is "{value}", but must be a whole number from 0 to 100',
+        f"hint: export {name}=40, or unset {name}: then the profile counts",
+    ]
+    assert json.loads(out)["exit_code"] == 2
+    assert box.story == []
+
+
 def test_what_the_store_lacks_is_an_error_without_pulling(box: Up, box_env: Any) -> None:
     (box_env.home / "models").unlink()
     _, err = box.up("--no-pull", code=1)

@@ -82,7 +82,7 @@ def test_its_memory_is_the_hosts_and_counted() -> None:
     assert {item.device for item in plan.processes[1].memory} == {"host"}
     assert mine["KV tier"] == GIB
     blocks = 5 * GIB // BLOCK
-    assert plan.processes[1].memory[-1].arithmetic == f"tables of {blocks:,} blocks at most × 1024 B"
+    assert plan.processes[1].memory[-1].arithmetic == f"tables of {blocks:,} blocks at most × 512 B"
     (before,), (after,) = specs(without, GmsSpec), specs(plan, GmsSpec)
     shared = before.capacity_bytes - after.capacity_bytes, before.host_capacity_bytes - after.host_capacity_bytes
     assert sum(shared) == sum(item.bytes for item in plan.processes[1].memory)
