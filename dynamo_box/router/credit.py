@@ -52,10 +52,6 @@ class Credit:
     disk: int = 0
     awaited: int = 0
 
-    @property
-    def blocks(self) -> int:
-        return self.own + self.host + self.disk
-
 
 class Run(NamedTuple):
     """Blocks from `start` up to but without `end`: the same holders (bits of the pool's index), and the same tier."""
@@ -75,35 +71,46 @@ def credit_each(
         cached = [indexed.get(worker, 0) for worker in workers]
         pairs = zip(cached, predicted, strict=True)
         return [Credit(own=max(there, soon), awaited=max(soon - there, 0)) for there, soon in pairs]
-    bits = [pool.bits(worker) for worker in workers]
-    runs = find_runs(pool, tiers, hashes, bits=sum(bits), at_least=max(predicted))
+    bits = [pool.bits(worker) or pool.unused_bit for worker in workers]
+    runs = find_runs(pool, tiers, hashes, bits=sum(bits), ordered=max(predicted))
     return [credit_of(runs, its, soon) for its, soon in zip(bits, predicted, strict=True)]
 
 
-def find_runs(pool: KvIndex, tiers: BoxTiers, hashes: Sequence[int], *, bits: int, at_least: int = 0) -> list[Run]:
-    """Runs from the first block on, as far as any worker of `bits` may get credit, and as far as `at_least` in any
-    case. It costs two look-ups a block.
+def find_runs(pool: KvIndex, tiers: BoxTiers, hashes: Sequence[int], *, bits: int, ordered: int = 0) -> list[Run]:
+    """Runs that give each worker of `bits` its credit, as far as any of them may get some. Two look-ups a block.
+
+    The first `ordered` blocks are in order and complete. After them only the places where some worker's credit ends
+    are in order, since nothing else matters: runs alike that lie between two such places are one run (from `ordered`
+    on), so that few are left however often the stretches of a prompt alternate.
     """
     host, disk = tiers.index.bits(tiers.holder, HOST_TIER), tiers.index.bits(tiers.holder, DISK_TIER)
     pool_shards, tier_shards = pool.shards, tiers.index.shards
     runs: list[Run] = []
-    start, holders, kept, tier = 0, -1, -1, NOWHERE
+    alike: dict[tuple[int, int], int] = {}
+    start, holders, kept, tier, in_order = 0, -1, -1, NOWHERE, True
     for depth, block in enumerate(hashes):
         shard = block >> SHARD_SHIFT
         here = pool_shards[shard].get(block, 0)
         kept_here = tier_shards[shard].get(block, 0)
         if here == holders and kept_here == kept:
             continue
-        if depth:
+        if depth and in_order:
             runs.append(Run(start, depth, holders, tier))
+        elif depth:
+            kind = holders, tier
+            alike[kind] = alike.get(kind, 0) + depth - start
         start, holders, kept = depth, here, kept_here
         tier = HOST if kept & host else DISK if kept & disk else NOWHERE
-        if tier == NOWHERE and depth >= at_least:
+        in_order = depth < ordered
+        if not in_order and tier == NOWHERE and bits & ~holders:
+            in_order = True
+            runs += [Run(ordered, ordered + blocks, *kind) for kind, blocks in alike.items()]
+            alike.clear()
             bits &= holders
             if not bits:
                 return runs
-    if hashes:
-        runs.append(Run(start, len(hashes), holders, tier))
+    runs += [Run(ordered, ordered + blocks, *kind) for kind, blocks in alike.items()]
+    runs.append(Run(start, len(hashes), holders, tier))
     return runs
 
 

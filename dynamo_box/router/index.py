@@ -133,6 +133,11 @@ class KvIndex:
         tiers = self._workers.get(worker, {})
         return sum(holding.bit for name, holding in tiers.items() if tier in (None, name))
 
+    @property
+    def unused_bit(self) -> int:
+        """One that no block has now: it may stand for a worker that holds nothing."""
+        return 1 << self._bits_given
+
     def blocks(self, worker: str, tier: str | None = None) -> int:
         """(tier, block) pairs of a worker."""
         tiers = self._workers.get(worker, {})

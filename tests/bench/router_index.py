@@ -18,12 +18,14 @@ from dynamo_box.protocol.request import KvDump, KvStored
 from dynamo_box.protocol.route import Place, Placed
 from dynamo_box.protocol.spec import ModelSpec
 from dynamo_box.router.cost import Knobs
+from dynamo_box.router.credit import BoxTiers, credit_each
 from dynamo_box.router.feed import Feed
 from dynamo_box.router.index import KvIndex
 from dynamo_box.router.placement import Placement
 
 WORKERS = 8
 PROMPT_BLOCKS = 2000
+SHORT_PROMPT_BLOCKS = 94  # 1,500 tokens
 BLOCK_SIZE = 16
 INDEXED_BLOCKS = 1_000_000
 PAGE = 10_000
@@ -83,28 +85,59 @@ def match(shared: bool) -> None:
     print(f"match       {WORKERS} workers × {PROMPT_BLOCKS} blocks, {name:12} {milliseconds(samples)}")
 
 
-def place(repeated: bool) -> None:
+def credit(blocks: int, kept: str) -> None:
+    """What each worker has or could load. "alternating" is the worst: each block is elsewhere than the one before."""
+    pool, tiers = KvIndex(), BoxTiers("kvstore")
+    prompt = hashes(blocks)
+    everybody = [f"w{worker}" for worker in range(WORKERS)]
+    if kept == "no tiers":
+        for worker in everybody:
+            pool.store(worker, prompt)
+    elif kept == "tiers hold all":
+        for worker in everybody:
+            pool.store(worker, prompt[: blocks // 4])
+        tiers.index.store(tiers.holder, prompt[: blocks // 2], "g2")
+        tiers.index.store(tiers.holder, prompt, "g3")
+    elif kept == "nothing of it":
+        tiers.index.store(tiers.holder, hashes(1), "g2")
+    else:
+        for number, worker in enumerate(everybody):
+            pool.store(worker, prompt[number :: WORKERS + 1])
+        tiers.index.store(tiers.holder, prompt[::2], "g2")
+        tiers.index.store(tiers.holder, prompt[1::2], "g3")
+    unpredicted = [0] * WORKERS
+    samples = [
+        timed(lambda: credit_each(everybody, unpredicted, pool=pool, tiers=tiers, hashes=prompt))
+        for _ in range(REPEATS)
+    ]
+    print(f"credit      {WORKERS} workers × {blocks:4} blocks, {kept:14} {milliseconds(samples)}")
+
+
+def place(repeated: bool, blocks: int = PROMPT_BLOCKS, tiers: bool = False) -> None:
     """The whole decision: match, load, cost, lease and prediction. Repeated prompts are the busiest case."""
     spec = ModelSpec("m", "/m", "f", context_length=2**20, block_size=BLOCK_SIZE)
-    placement = Placement((spec,), mode="kv", knobs=Knobs(), lease_ttl_s=300, rng=random.Random(0))
-    prompt = hashes(PROMPT_BLOCKS)
+    placement = Placement((spec,), mode="kv", knobs=Knobs(), lease_ttl_s=300, rng=random.Random(0), kvstore="kvstore")
+    prompt = hashes(blocks)
+    if tiers:
+        placement.tiers.index.store("kvstore", prompt, "g2")
+        placement.tiers.index.store("kvstore", prompt, "g3")
     for number in range(WORKERS):
         instance = Instance(f"w{number}", "m", "aggregated", "mock", "", 1, 1, "f", BLOCK_SIZE, 1, "float32", 2**20)
         placement.join(instance)
         placement.connect(instance)
-        placement.pools["m"].index.store(instance.name, prompt)
+        placement.pools["m"].index.store(instance.name, prompt[: blocks // 2] if tiers else prompt)
     samples = []
     for number in range(REPEATS):
-        asked = prompt if repeated else hashes(PROMPT_BLOCKS)
-        request = Place(number, "r", "m", asked, PROMPT_BLOCKS * BLOCK_SIZE)
+        asked = prompt if repeated else hashes(blocks)
+        request = Place(number, "r", "m", asked, blocks * BLOCK_SIZE)
         started = time.thread_time()
         reply = placement.place(0, request)
         samples.append(time.thread_time() - started)
         assert isinstance(reply, Placed)
         if number >= 64:
             placement.leases.release((0, number - 64))
-    name = "cached by all" if repeated else "new"
-    print(f"place       {WORKERS} workers × {PROMPT_BLOCKS} blocks, {name:12} {milliseconds(samples)}")
+    name = "new" if not repeated else "half in tiers" if tiers else "cached by all"
+    print(f"place       {WORKERS} workers × {blocks:4} blocks, {name:14} {milliseconds(samples)}")
 
 
 def feed_and_sweep() -> None:
@@ -138,5 +171,9 @@ if __name__ == "__main__":
     feed_and_sweep()
     match(shared=True)
     match(shared=False)
-    place(repeated=True)
-    place(repeated=False)
+    for blocks in (SHORT_PROMPT_BLOCKS, PROMPT_BLOCKS):
+        for kept in ("no tiers", "tiers hold all", "nothing of it", "alternating"):
+            credit(blocks, kept)
+        place(repeated=True, blocks=blocks)
+        place(repeated=True, blocks=blocks, tiers=True)
+        place(repeated=False, blocks=blocks)

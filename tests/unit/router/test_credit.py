@@ -97,6 +97,12 @@ def test_every_worker_gets_credit_for_the_tiers() -> None:
     ]
 
 
+def test_who_holds_nothing_gets_no_credit_beyond_what_others_hold() -> None:
+    rig = Rig("212121")
+    found = credit_each(["a", "new"], [0, 0], pool=rig.pool, tiers=rig.tiers, hashes=PROMPT)
+    assert found == [Credit(own=3, host=3), Credit(host=1)]
+
+
 def test_forgotten_tiers_give_no_credit_before_they_are_swept() -> None:
     rig = Rig("1122")
     rig.tiers.index.forget(STORE)
@@ -109,9 +115,8 @@ def test_forgotten_tiers_give_no_credit_before_they_are_swept() -> None:
 @given(st.data())
 def test_it_is_what_a_walk_block_by_block_gives(data: st.DataObject) -> None:
     workers = ("a", "b", "c")
-    stretch = st.tuples(st.sets(st.sampled_from((*workers, "g2", "g3"))), st.integers(1, 4))
-    stretches = data.draw(st.lists(stretch, max_size=6))
-    places = [place for place, length in stretches for _ in range(length)]
+    kinds = data.draw(st.lists(st.sets(st.sampled_from((*workers, "g2", "g3"))), min_size=1, max_size=4))
+    places = data.draw(st.lists(st.sampled_from(kinds), max_size=len(PROMPT)))
     hashes = PROMPT[: len(places)]
     predicted = [data.draw(st.integers(0, len(hashes))) for _ in workers]
     pool, tiers = KvIndex(), BoxTiers(STORE)
