@@ -171,7 +171,7 @@ class Worker:
             )
         if isinstance(self._engine, TampersWithEvents):
             self._feed.tamper = self._engine.tamper
-        sleep = SleepCycle(self, self._engine, info, self._requests, self._canary)
+        sleep = SleepCycle(self, self._engine, info, self._requests, self._canary, offload_s=spec.sleep_offload_s)
         await sleep.remember()
         run_dir = RunDir(Path(spec.run_dir))
         self._socket_path = run_dir.worker_socket(spec.name)

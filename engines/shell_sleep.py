@@ -50,12 +50,22 @@ class Host(Protocol):
 
 
 class SleepCycle:
-    """`announcement` is set before the first `sleep`."""
+    """`announcement` is set before the first `sleep`; the engine may take `offload_s` longer to fall asleep."""
 
     announcement: Announcement
 
-    def __init__(self, host: Host, engine: Engine, info: EngineInfo, requests: Requests, canary: Canary) -> None:
+    def __init__(
+        self,
+        host: Host,
+        engine: Engine,
+        info: EngineInfo,
+        requests: Requests,
+        canary: Canary,
+        *,
+        offload_s: float = 0.0,
+    ) -> None:
         self._host = host
+        self._engine_sleep_s = ENGINE_SLEEP_S + offload_s
         self._block_size = info.block_size
         self._sleeper = engine if isinstance(engine, Sleeper) and SLEEP in info.capabilities else None
         self._requests = requests
@@ -126,10 +136,10 @@ class SleepCycle:
             return
         drained = time.perf_counter()
         try:
-            async with asyncio.timeout(ENGINE_SLEEP_S):
+            async with asyncio.timeout(self._engine_sleep_s):
                 report = await self._sleeper.sleep() if self._sleeper is not None else SleepReport(0, 0)
         except TimeoutError:
-            self._fail(message.id, f"the engine did not fall asleep within {ENGINE_SLEEP_S:g} s")
+            self._fail(message.id, f"the engine did not fall asleep within {self._engine_sleep_s:g} s")
         except EngineError as error:
             if error.permanent:
                 self._fail(message.id, error.cause)

@@ -58,6 +58,11 @@ class WorkerSpec(msgspec.Struct, frozen=True, tag="worker"):
     """The process that serves the KV tiers; its socket is `RunDir.worker_socket(kvstore)`. "" for none."""
     offload: Offload = Offload()
 
+    @property
+    def sleep_offload_s(self) -> float:
+        """How much longer its sleep may take because the KV tiers get what is cached first."""
+        return self.offload.sleep_deadline_s if self.kvstore else 0.0
+
 
 class GmsSpec(msgspec.Struct, frozen=True, tag="gms"):
     """The weight memory of one device. `capacity_bytes` bounds what lies on the device, `host_capacity_bytes` what

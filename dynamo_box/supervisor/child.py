@@ -20,6 +20,7 @@ from dynamo_box.plan.types import ProcessPlan, RestartPolicy
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import Figures, WorkerFigures
 from dynamo_box.protocol.framing import FrameError
+from dynamo_box.protocol.spec import WorkerSpec
 from dynamo_box.snapshot import Progress
 from dynamo_box.supervisor.life import Ending, Life, Surroundings
 from dynamo_box.supervisor.logs import ProcessLog
@@ -230,12 +231,12 @@ class Child:
         if not self.is_ready:
             raise NotRunning(f"{self.name} is {self.state}")
         self._to(State.DRAINING)
+        spec = self.plan.spec
+        limit_s = drain_s + ANSWER_MARGIN_S + (spec.sleep_offload_s if isinstance(spec, WorkerSpec) else 0.0)
         try:
-            slept = await self._ask(
-                lambda number: status.Sleep(number, drain_s, force, why), status.Slept, drain_s + ANSWER_MARGIN_S
-            )
+            slept = await self._ask(lambda number: status.Sleep(number, drain_s, force, why), status.Slept, limit_s)
         except TimedOut:
-            self._replace(f"didn't fall asleep within {drain_s + ANSWER_MARGIN_S:g} s")
+            self._replace(f"didn't fall asleep within {limit_s:g} s")
             raise
         if self._is_still(State.DRAINING):
             self.phase = ""
