@@ -1,0 +1,495 @@
+"""The disk tier (G3): blocks of KV as files below one directory, that outlive the processes and the box.
+
+    disk_files      one block, one file: written whole, believed only if every byte is right
+    disk_directory  the directory: taken by one box, proven, listed
+    disk_index      what is there and what goes next
+    disk_life       on, suspended with a reason, back again
+    disk_scan       what former lives left
+    disk_writes, disk_reads, disk_uses     what is done with it
+    disk_pool       the threads for all that
+
+All of `DiskTier` is called on the event loop and calls back there; it does nothing there that may block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynamo_box import wording
+from dynamo_box.kv.store.disk_counts import DiskCounts, DiskEvents, Outbox
+from dynamo_box.kv.store.disk_directory import FoundBlock, TierDirectory
+from dynamo_box.kv.store.disk_files import PAGE, file_bytes, file_path
+from dynamo_box.kv.store.disk_life import DiskLife, Pace
+from dynamo_box.kv.store.disk_pool import Job
+from dynamo_box.kv.store.disk_reads import MOST_WAITING, DiskReads, ReadResult, Wanted
+from dynamo_box.kv.store.disk_scan import DiskScan
+from dynamo_box.kv.store.disk_uses import DiskUses
+from dynamo_box.kv.store.disk_writes import DiskWrites, Write
+from dynamo_box.protocol.figures import TierFigures
+from dynamo_box.protocol.kv import Block, KvLayout
+
+DELETED_AT_ONCE = 64
+DAMAGE_NOTED_EVERY_S = 60.0
+GRACE_S = 1.0
+"""For what is underway when the tier is closed."""
+_MOST_MARGIN = 64 << 20
+
+__all__ = ["DiskEvents", "DiskTier", "Pace", "ReadResult"]
+
+
+class DiskTier:
+    """`changed` hears what came to the disk and what left it; `note` gets (level, text) for the box's events.
+
+    A capacity of 0 is a tier that is off. Names of layouts are `KvLayout.name`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        capacity_bytes: int,
+        *,
+        threads: int,
+        changed: Callable[[DiskEvents], None],
+        note: Callable[[str, str], None],
+        owner: str,
+        write_queue_blocks: int,
+        pace: Pace | None = None,
+    ) -> None:
+        self._pace = pace or Pace()
+        self._capacity = capacity_bytes
+        self._note = note
+        self._off = "" if capacity_bytes >= 2 * PAGE else "not asked for"
+        if 0 < capacity_bytes < 2 * PAGE:
+            self._off = f"{wording.size(capacity_bytes)} hold no block; raise the capacity or set it to 0"
+        self._layouts: dict[str, KvLayout] = {}
+        self._counts = DiskCounts()
+        self._outbox = Outbox(changed)
+        self._life = DiskLife(
+            directory, owner, threads, self._pace, taken=self._taken, lost=self._lost, ticked=self._advance, note=note
+        )
+        self._writes = DiskWrites(
+            self._life.io,
+            threads,
+            write_queue_blocks,
+            capacity_bytes,
+            self._counts,
+            self._outbox,
+            failed=self._failed,
+            shrunk=self._shrunk,
+        )
+        self._reads = DiskReads(self._life.io, threads, self._counts, bad=self._bad, failed=self._failed)
+        self._uses = DiskUses(self._life.keeper, failed=self._failed)
+        self._held_reads: list[_HeldRead] = []
+        self._scan: DiskScan | None = None
+        self._indexed_in_s: float | None = None
+        self._clearing = self._clear_sent = False
+        self._closing = False
+        self._idle = asyncio.Event()
+        self._next_damage_note = self._next_measure = 0.0
+        self._damage = ""
+        self._unnoted_damage = 0
+        self._shrunk_noted = False
+
+    # Life
+
+    def start(self) -> None:
+        """Take the directory and look at what is there, in the background."""
+        if not self._off:
+            self._life.start()
+
+    def attach(self, layout: KvLayout) -> None:
+        """Blocks of this layout may be asked for from now on; those of former lives turn up as they are indexed."""
+        if layout.name in self._layouts:
+            return
+        self._layouts[layout.name] = layout
+        shelf = self._writes.index.shelf(layout.name)
+        if shelf.slots:
+            self._outbox.stored(layout.name, list(shelf.slots))
+        if self._scan is not None:
+            self._scan.add(layout)
+
+    async def close(self, flush_s: float) -> None:
+        """Write what waits, for at most `flush_s`, and let go of the directory. What hangs is left behind, with the
+        memory that it is at, and is never answered.
+        """
+        if self._off:
+            return
+        self._closing = True
+        await self._wait_idle(flush_s, lambda: not self._writes.queued)
+        self._writes.drop_waiting("closing")
+        self._life.io.end_jobs()
+        if self._life.directory is not None:
+            self._uses.write_down(self._life.directory, lambda: self._writes.index)
+        await self._wait_idle(GRACE_S, lambda: not self._life.io.busy and not self._life.keeper.busy)
+        if self._scan is not None:
+            self._scan.stop()
+        self._life.end()
+
+    # What is there
+
+    @property
+    def indexing(self) -> int:
+        """Layouts that are still being looked at."""
+        return self._scan.left if self._scan is not None else 0
+
+    @property
+    def indexed_in_s(self) -> float | None:
+        """How long it took to look at all that was there; None until then."""
+        return self._indexed_in_s
+
+    def has(self, layout_name: str, digest: bytes) -> bool:
+        return self._writes.index.has(layout_name, digest)
+
+    def priority_of(self, layout_name: str, digest: bytes) -> int | None:
+        return self._writes.index.priority_of(layout_name, digest)
+
+    def blocks(self, layout_name: str) -> int:
+        return len(self._writes.index.shelf(layout_name).slots)
+
+    def digests(self, layout_name: str) -> list[bytes]:
+        """A copy of what is there now."""
+        return list(self._writes.index.shelf(layout_name).slots)
+
+    def figures(self) -> TierFigures:
+        """Without lookups and hits: who looks is not known here."""
+        state, reason = self._state()
+        counts, writes = self._counts, self._writes
+        return TierFigures(
+            state=state,
+            reason=reason,
+            capacity_bytes=self._capacity,
+            used_bytes=writes.used_bytes,
+            blocks=len(writes.index),
+            in_blocks=counts.in_blocks,
+            in_bytes=counts.in_bytes,
+            in_seconds=counts.writing.seconds,
+            out_blocks=counts.out_blocks,
+            out_bytes=counts.out_bytes,
+            out_seconds=counts.reading.seconds,
+            evicted=counts.evicted,
+            failed=counts.failed,
+            dropped=dict(counts.dropped),
+            queued=writes.queued,
+        )
+
+    # What is done with it
+
+    def write(self, layout_name: str, block: Block, data: memoryview, done: Callable[[bool], None]) -> str:
+        """Why it isn't written, "" if it will be tried: then `data` must not change until `done`, which says whether it
+        is there. A block that is there already is done at once, and counts as used.
+        """
+        layout = self._layouts[layout_name]
+        if len(data) < layout.block_bytes:
+            raise ValueError(f"data: {len(data)} bytes are no block of {layout.block_bytes}")
+        reason = self._refusal()
+        if not reason and self.has(layout_name, block.digest):
+            self.raise_priority(layout_name, block.digest, block.priority)
+            self.touch(layout_name, block.digest)
+            asyncio.get_running_loop().call_soon(done, True)
+            return ""
+        reason = reason or self._writes.add(Write(layout, block, data, done))
+        if reason:
+            self._counts.dropped[reason] += 1
+        else:
+            self._advance()
+        return reason
+
+    def read(
+        self, layout_name: str, wanted: Sequence[tuple[bytes, memoryview]], done: Callable[[ReadResult], None]
+    ) -> bool:
+        """Whether it will be tried: then `done` is called once, when nothing is written to the views any more. With a
+        disk that hangs that may be late.
+        """
+        layout = self._layouts[layout_name]
+        for _, into in wanted:
+            if len(into) < layout.block_bytes:
+                raise ValueError(f"wanted: {len(into)} bytes have no room for a block of {layout.block_bytes}")
+        if self._life.directory is None or not wanted or self._reads.waiting + len(wanted) > MOST_WAITING:
+            return False
+        digests = [digest for digest, _ in wanted]
+        self._writes.index.pin(layout_name, digests)
+
+        def over(result: ReadResult) -> None:
+            self._writes.index.unpin(layout_name, digests)
+            for digest, good in zip(digests, result.good, strict=True):
+                if good:
+                    self.touch(layout_name, digest)
+            done(result)
+
+        read = _HeldRead(layout, wanted, over)
+        if self._clearing:
+            self._held_reads.append(read)
+        else:
+            self._begin_read(self._life.directory, read)
+        return True
+
+    def pin(self, layout_name: str, digests: Iterable[bytes]) -> None:
+        """Not to be evicted until as many `unpin`; what isn't there is pinned if it comes."""
+        self._writes.index.pin(layout_name, digests)
+
+    def unpin(self, layout_name: str, digests: Iterable[bytes]) -> None:
+        self._writes.index.unpin(layout_name, digests)
+
+    def touch(self, layout_name: str, digest: bytes) -> None:
+        """It counts as used now, and after a restart too."""
+        if self._writes.index.touch(layout_name, digest):
+            self._uses.add(layout_name, digest)
+
+    def raise_priority(self, layout_name: str, digest: bytes, priority: int | None) -> None:
+        """To this one, if it counts for more than what the block has."""
+        if self._writes.index.raise_priority(layout_name, digest, priority):
+            self._uses.add(layout_name, digest)
+
+    def clear(self) -> int:
+        """Forget all blocks that aren't pinned; how many. Suspended, it is made up for when the tier is back."""
+        if self._off:
+            return 0
+        self._clearing = True
+        self._writes.drop_waiting("cleared")
+        forgotten = self._forget_unpinned()
+        self._advance()
+        return forgotten
+
+    # Details
+
+    def _state(self) -> tuple[str, str]:
+        if self._off:
+            return "off", self._off
+        sizes = [file_bytes(layout.block_bytes) for layout in self._layouts.values()]
+        if sizes and min(sizes) > self._capacity:
+            return "off", f"its {wording.size(self._capacity)} hold no block of {wording.size(min(sizes))}"
+        return ("on", "") if self._life.on else ("suspended", self._life.reason)
+
+    def _refusal(self) -> str:
+        if self._off:
+            return "off"
+        if self._closing:
+            return "closing"
+        return "" if self._life.on else "suspended"
+
+    def _paths(self, layout: str, digest: bytes) -> tuple[str, ...]:
+        """Its file may just be renamed."""
+        index = self._writes.index
+        if not index.has(layout, digest):
+            return ()
+        path = index.path_of(layout, digest)
+        if (layout, digest) not in self._uses.renaming:
+            return (path,)
+        return path, file_path(layout, digest, self._uses.renaming[layout, digest])
+
+    def _advance(self) -> None:
+        """Do what can be done now: called whenever something ended, came, or some time has passed."""
+        self._idle.set()
+        directory = self._life.directory
+        if directory is None:
+            return
+        self._note_damage()
+        if self._scan is None or self._scan.left:
+            return
+        self._tend(directory)
+        if self._clearing:
+            self._clear(directory)
+        else:
+            self._writes.send(directory)
+
+    def _tend(self, directory: TierDirectory) -> None:
+        now = time.monotonic()
+        if self._uses.due(now, self._pace.note_use):
+            self._uses.write_down(directory, lambda: self._writes.index)
+        if self._writes.room < self._capacity and now >= self._next_measure:
+            self._measure(directory)
+
+    async def _wait_idle(self, timeout_s: float, reached: Callable[[], bool]) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not reached():
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            return
+
+    def _taken(self, directory: TierDirectory) -> None:
+        self._scan = DiskScan(
+            directory,
+            self._life.keeper,
+            list(self._layouts.values()),
+            found=self._found,
+            removed=lambda names: self._sweep(directory, names),
+            finished=lambda: self._indexed(directory),
+            failed=lambda error: self._failed(directory, error),
+        )
+
+    def _lost(self) -> None:
+        if self._scan is not None:
+            self._scan.stop()
+            self._scan = None
+        self._clear_sent = False
+        index = self._writes.index
+        self._writes.index, self._writes.doomed_bytes = index.emptied(), 0
+        self._writes.lose("suspended")
+        self._uses.lose()
+        for name in self._layouts:
+            self._outbox.removed(name, list(index.shelf(name).slots))
+        held, self._held_reads = self._held_reads, []
+        for read in held:
+            read.over(ReadResult([False] * len(read.wanted), 0.0, self._life.reason))
+
+    def _failed(self, directory: TierDirectory, error: Exception) -> None:
+        if directory is self._life.directory:
+            self._life.failed(error)
+
+    # What former lives left
+
+    def _found(self, layout: KvLayout, blocks: Sequence[FoundBlock]) -> None:
+        index = self._writes.index
+        new = [
+            block.digest
+            for block in blocks
+            if index.add_old(layout.name, block.digest, block.priority, block.occupied, block.used_ns)
+        ]
+        if layout.name in self._layouts:
+            self._outbox.stored(layout.name, new)
+
+    def _indexed(self, directory: TierDirectory) -> None:
+        if self._scan is not None and self._indexed_in_s is None:
+            self._indexed_in_s = self._scan.took_s
+        self._measure(directory, fresh=True)
+        self._advance()
+
+    def _measure(self, directory: TierDirectory, *, fresh: bool = False) -> None:
+        """See how much the disk has room for; if not `fresh`, only whether it has become more."""
+        self._next_measure = float("inf")
+
+        def measured(sizes: tuple[int, int]) -> None:
+            self._next_measure = time.monotonic() + self._pace.check
+            if directory is self._life.directory:
+                free, total = sizes
+                room = self._writes.used_bytes + free - min(_MOST_MARGIN, total // 100)
+                self._set_room(directory, room if fresh else max(room, self._writes.room))
+
+        self._life.keeper.submit(
+            lambda _: directory.free_bytes(), measured, lambda error: self._failed(directory, error)
+        )
+
+    def _set_room(self, directory: TierDirectory, room: int) -> None:
+        self._writes.room = min(self._capacity, room)
+        sizes = [file_bytes(layout.block_bytes) for layout in self._layouts.values()]
+        if self._writes.room < min(sizes, default=2 * PAGE) <= self._capacity:
+            self._life.failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            return
+        if self._writes.room == self._capacity:
+            self._shrunk_noted = False
+        self._life.confirm()
+        self._delete(directory, [gone.path for gone in self._writes.trim()])
+
+    def _shrunk(self, room: int) -> None:
+        if not self._shrunk_noted:
+            self._shrunk_noted = True
+            text = f"{wording.size(room)} instead of {wording.size(self._capacity)}"
+            self._note("warning", f"the disk is full: the disk tier for KV holds {text} until there is more")
+
+    # What is dropped
+
+    def _bad(self, directory: TierDirectory, layout: KvLayout, blocks: Sequence[tuple[bytes, str]]) -> None:
+        if directory is not self._life.directory:
+            return
+        self._counts.failed += len(blocks)
+        gone: list[bytes] = []
+        paths: list[str] = []
+        for digest, what in blocks:
+            paths += self._paths(layout.name, digest)
+            if self._writes.index.remove(layout.name, digest) is not None:
+                gone.append(digest)
+                self._damage = self._damage or f"{layout.name}/{digest.hex()} {what}"
+                self._unnoted_damage += 1
+        self._outbox.removed(layout.name, gone)
+        self._delete(directory, paths)
+        self._note_damage()
+
+    def _note_damage(self) -> None:
+        now = time.monotonic()
+        if self._damage and now >= self._next_damage_note:
+            self._next_damage_note = now + DAMAGE_NOTED_EVERY_S
+            more = f", and {self._unnoted_damage - 1} more" if self._unnoted_damage > 1 else ""
+            self._note("warning", f"a block of KV on disk can't be used and is dropped: {self._damage}{more}")
+            self._damage, self._unnoted_damage = "", 0
+
+    def _delete(self, directory: TierDirectory, paths: Sequence[str]) -> None:
+        for start in range(0, len(paths), DELETED_AT_ONCE):
+            some = paths[start : start + DELETED_AT_ONCE]
+
+            def remove(_: Job, some: Sequence[str] = some) -> None:
+                directory.remove(some)
+
+            self._life.keeper.submit(remove, lambda _: None, lambda error: self._failed(directory, error))
+
+    # Clearing
+
+    def _forget_unpinned(self) -> int:
+        index = self._writes.index
+        kept = self._writes.index = index.kept_by_clear()
+        self._writes.doomed_bytes += index.used_bytes - kept.used_bytes
+        for name in self._layouts:
+            self._outbox.removed(name, [digest for digest in index.shelf(name).slots if not kept.has(name, digest)])
+        return len(index) - len(kept)
+
+    def _clear(self, directory: TierDirectory) -> None:
+        """As soon as nobody is at the files."""
+        if self._clear_sent or self._life.io.busy or self._uses.underway:
+            return
+        self._clear_sent = True
+        self._forget_unpinned()
+        index = self._writes.index
+        keep = {
+            name: [(digest, index.filed_as(name, digest)) for digest in shelf.slots]
+            for name, shelf in index.shelves.items()
+        }
+
+        def set_aside(_: Job) -> list[str]:
+            return [directory.set_aside(layout, keep.get(layout.name, ())) for layout in directory.layouts()]
+
+        def done(names: list[str]) -> None:
+            if directory is not self._life.directory:
+                return
+            self._clearing = self._clear_sent = False
+            self._sweep(directory, names)
+            held, self._held_reads = self._held_reads, []
+            for read in held:
+                self._begin_read(directory, read)
+
+        self._life.keeper.submit(set_aside, done, lambda error: self._failed(directory, error))
+
+    def _sweep(self, directory: TierDirectory, names: list[str]) -> None:
+        """Delete what was set aside, a little at a time."""
+        if not names or directory is not self._life.directory:
+            return
+
+        def deleted(result: tuple[bool, int]) -> None:
+            done, freed = result
+            self._writes.doomed_bytes = max(0, self._writes.doomed_bytes - freed)
+            self._sweep(directory, names[1:] if done else names)
+
+        self._life.keeper.submit(
+            lambda _: directory.delete_some(names[0], DELETED_AT_ONCE),
+            deleted,
+            lambda error: self._failed(directory, error),
+        )
+
+    def _begin_read(self, directory: TierDirectory, read: _HeldRead) -> None:
+        wanted = [Wanted(digest, into, self._paths(read.layout.name, digest)) for digest, into in read.wanted]
+        self._reads.read(directory, read.layout, wanted, read.over)
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldRead:
+    """One that waits while the tier is being cleared."""
+
+    layout: KvLayout
+    wanted: Sequence[tuple[bytes, memoryview]]
+    over: Callable[[ReadResult], None]
