@@ -29,6 +29,8 @@ BATCH_BLOCKS = 16
 LOADS_AHEAD = 2
 """Batches of one fetch that the disk may be reading while another is copied."""
 MAX_SIDE_BY_SIDE = 4
+MAX_UNANSWERED = 32
+"""Loads that the store may be busy with, for fetches that have ended too. It takes 64 from a connection."""
 MAX_LEASES = 4096
 NO_LEASE = "the lease has ended with its connection, or was never given"
 
@@ -126,8 +128,9 @@ class InboundLane(Lane[Seek | Fetch | Forgo]):
         return False
 
     def next_deadline(self) -> float | None:
-        asked = [progress.batches[0].asked_at + self._limits.load_s for progress in self._going if progress.batches]
-        return min(asked + [progress.deadline for progress in self._going], default=None)
+        first = [progress.batches[0] for progress in self._going]
+        late = [batch.asked_at + self._limits.load_s for batch in first if batch.number]
+        return min([*late, *(progress.deadline for progress in self._going)], default=None)
 
     def refuse(self, job: Seek | Fetch | Forgo, reason: str) -> None:
         if isinstance(job, Seek):
@@ -188,6 +191,8 @@ class InboundLane(Lane[Seek | Fetch | Forgo]):
             if batch.tier != "3":
                 continue
             if not batch.number:
+                if link.session.unanswered >= MAX_UNANSWERED:
+                    return
                 batch.asked_at = time.monotonic()
                 batch.number = link.session.post(
                     lambda number, batch=batch: Load(number, progress.lease.found.lease, batch.start, batch.count)  # type: ignore[misc]
@@ -207,7 +212,7 @@ class InboundLane(Lane[Seek | Fetch | Forgo]):
         if batch.tier == "3":
             loaded = link.session.taken(batch.number, Loaded)
             if loaded is None:
-                if now >= batch.asked_at + self._limits.load_s:
+                if batch.number and now >= batch.asked_at + self._limits.load_s:
                     raise StoreGone(f"the kvstore has not answered for {self._limits.load_s:g} s")
                 if now < progress.deadline:
                     return False

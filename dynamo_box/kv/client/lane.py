@@ -8,13 +8,14 @@ be short, and whoever waits within one must have a limit.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -69,6 +70,8 @@ class Lane(Holder, Generic[J]):
         self._inbox: deque[J] = deque()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._closing = self._ended = False
+        self._ending = self._writing = False
+        """Of the connection: its end is wanted; slots that it reserved are being written."""
         self._session: StoreSession | None = None
         self._link: Link | None = None
         self._epoch = 0
@@ -120,18 +123,17 @@ class Lane(Holder, Generic[J]):
     def let_go(self) -> None:
         """Make the thread find that its connection has ended."""
         with self._guard:
-            if self._session is not None:
-                self._session.interrupt()
+            self._ending = True
+            self._interrupt()
 
     def close(self) -> None:
         """Tell the thread to end."""
         with self._guard:
             if self._closing:
                 return
-            self._closing = True
+            self._closing = self._ending = True
             os.eventfd_write(self._wake, 1)
-            if self._session is not None:
-                self._session.interrupt()
+            self._interrupt()
 
     def join(self) -> None:
         """After `close`: every job has its answer and nothing is held any more."""
@@ -141,6 +143,23 @@ class Lane(Holder, Generic[J]):
             self._thread.join()
 
     # The thread.
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While slots are written: the connection stays, since its end gives them to others."""
+        with self._guard:
+            self._writing = True
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._writing = False
+                self._interrupt()
+
+    def _interrupt(self) -> None:
+        """If it is to end, and may: whatever waits for the store in the thread waits no longer. Under the guard."""
+        if self._ending and not self._writing and self._session is not None:
+            self._session.interrupt()
 
     def _run(self) -> None:
         while not self._closing:
@@ -213,9 +232,8 @@ class Lane(Holder, Generic[J]):
     def _publish(self, session: StoreSession) -> None:
         """Let `close` and `let_go` reach it."""
         with self._guard:
-            self._session = session
-            if self._closing:
-                session.interrupt()
+            self._session, self._ending = session, self._closing
+            self._interrupt()
 
     def _lose(self, error: Exception) -> None:
         was_linked = self._link is not None

@@ -176,7 +176,7 @@ class OutboundLane(Lane[Queued]):
         return True
 
     def _copy(self, link: Link, places: list[int], slots: list[int]) -> bool:
-        with link.arena.views(slots) as views:
+        with self.writing(), link.arena.views(slots) as views:
             try:
                 self._copier.copy_out(places, views)
             except Exception as error:  # the engine's own; whatever it is, these blocks are not stored

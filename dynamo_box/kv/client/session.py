@@ -113,6 +113,11 @@ class StoreSession:
         except (OSError, FrameError) as error:
             raise StoreGone(f"the kvstore doesn't listen any more: {error}") from error
 
+    @property
+    def unanswered(self) -> int:
+        """Questions that the store still works on, as far as we know."""
+        return len(self._awaited) + len(self._unwanted)
+
     def pump(self) -> None:
         """Take in what has come.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from client_engine import DEADLINE_S, IMPATIENT, LAYOUT, Engine, chain, content,
 from strict_store import SILENCE, HangUp, StrictStore, as_it_is, replace
 
 from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Offer, Offered, Seek, Sought
+from dynamo_box.kv.client.lane import Limits
 from dynamo_box.kv.client.tiers import Tiers
 from dynamo_box.protocol.kv import (
     FULL,
@@ -355,14 +357,10 @@ def test_close_answers_everything(store: StrictStore) -> None:
     keys += [engine.offer(others), engine.offer(blocks)]
     assert inside.acquire(timeout=DEADLINE_S) and inside.acquire(timeout=DEADLINE_S)
     seek = engine.seek(blocks)
-    closing = threading.Thread(target=engine.tiers.close)
-    closing.start()
-    with engine.arrived:
-        assert engine.arrived.wait_for(lambda: engine.tiers._in._closing, DEADLINE_S)
-    assert engine.of(seek) == []
+    engine.tiers._out.close()  # what `close` does first; then it waits
+    engine.tiers._in.close()
     go_on.set()
-    closing.join(DEADLINE_S)
-    assert not closing.is_alive()
+    engine.tiers.close()
     assert "closed" in engine.result(seek).error
     assert engine.result(keys[0]).count in (16, 32), "what was copied until then is right"
     assert all("closed" in engine.result(key).error for key in keys[1:5])
@@ -631,3 +629,63 @@ def test_a_tier_without_room_for_a_block(path: Path) -> None:
     assert engine.store(blocks).dropped in ({"store_full": 2}, {"store_gone": 2})
     engine.close()
     store.close()
+
+
+def test_slots_that_are_being_written_are_not_given_up(path: Path) -> None:
+    """The end of a connection gives its slots to others: it waits for the copy, though all else has failed."""
+    store = StrictStore(path, LAYOUT)
+    engine = Engine(path)
+    out = engine.tiers._out
+
+    def hung_up() -> bool:
+        assert out._session is not None
+        poll = select.poll()
+        poll.register(out._session.fileno(), 0)
+        return bool(poll.poll(0))
+
+    entered, go_on, told = threading.Event(), threading.Event(), threading.Event()
+    engine.before_out = gate(entered, go_on)
+    let_go = out.let_go
+    out.let_go = lambda: (let_go(), told.set())  # type: ignore[method-assign,assignment,func-returns-value]
+    first = engine.offer(chain(1, 3))
+    assert entered.wait(DEADLINE_S)
+
+    def hang_up(request: Any) -> None:
+        if isinstance(request, Find):
+            raise HangUp
+
+    store.script = hang_up
+    assert engine.find(chain(1, 3)).error
+    assert told.wait(DEADLINE_S)
+    assert not hung_up() and mapped(store.inode)
+    store.script = as_it_is
+    go_on.set()
+    assert engine.result(first).dropped == {"store_gone": 3}
+    assert engine.tiers.wait_connected(DEADLINE_S)
+
+    entered.clear()
+    go_on.clear()
+    second = engine.offer(chain(1, 3))
+    assert entered.wait(DEADLINE_S)
+    out.close()
+    assert not hung_up()
+    go_on.set()
+    engine.close()
+    assert engine.result(second).dropped == {"store_gone": 3}
+    store.close()
+
+
+def test_a_disk_that_answers_nothing_is_not_asked_without_end(store: StrictStore) -> None:
+    """Fetches end for want of time, one after the other, while what they asked for stays unanswered."""
+    engine = Engine(store.path, limits=Limits(load_s=DEADLINE_S, fetch_s=0.01))
+    blocks = chain(1, 40)
+    disk(store, blocks)
+    store.script = lambda request: SILENCE if isinstance(request, Load) else None
+    for _ in range(20):
+        fetched = engine.load(engine.find(blocks), blocks)
+        assert (fetched.count, fetched.failed_tier) == (0, "3")
+        assert "0.01 s" in fetched.error
+    assert len(store.of(Load)) == 32
+    assert len(store.wait_for(Release, 20)) == 20
+    assert len(store.of(Attach)) == 2
+    engine.close()
