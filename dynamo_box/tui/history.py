@@ -186,7 +186,7 @@ class History:
         if last is None:
             self.workers.setdefault(name, deque(maxlen=KEPT_BUCKETS))
             return
-        if now.pid != last.pid or any(new < old for new, old in zip(now[1:], last[1:], strict=True)):
+        if now.pid != last.pid or any(new < old for new, old in zip(now[1:5], last[1:5], strict=True)):
             last = _Counters(now.pid, 0, 0, 0, 0, 0, 0)
         if now == last:
             return
@@ -198,8 +198,8 @@ class History:
         bucket.cached_tokens += now.cached_tokens - last.cached_tokens
         bucket.output_tokens += now.output_tokens - last.output_tokens
         bucket.requests += now.requests - last.requests
-        bucket.host_tokens += now.host_tokens - last.host_tokens
-        bucket.disk_tokens += now.disk_tokens - last.disk_tokens
+        bucket.host_tokens += max(now.host_tokens - last.host_tokens, 0)
+        bucket.disk_tokens += max(now.disk_tokens - last.disk_tokens, 0)
 
     def _feed_flows(self, process: ProcessInfo, now: dict[Flow, int]) -> None:
         pid, last = self._moved.get(process.name, (process.pid, now))

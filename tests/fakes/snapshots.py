@@ -271,7 +271,14 @@ def tiered() -> BoxSnapshot:
             _process("frontend", "frontend", 4005, frontend),
         ),
         events=(EventInfo(1, NOW - 580, "info", "kvstore", "indexed 23,900 blocks on disk in 0.41 s"),),
+        devices=(
+            DeviceInfo(
+                "host", "interpreters and libraries", "host", 16 * GIB, {"overhead": 656 * MIB, "KV tier": 4 * GIB}
+            ),
+            DeviceInfo("cpu", "An Ordinary CPU", "cpu", 16 * GIB, {"weights": 513 * MIB, "KV": 360 * MIB}),
+        ),
         host=DeviceFigures(used_bytes=8 * GIB, box_bytes=5 * GIB, other_bytes=2 * GIB),
+        disks=(DiskInfo("/", "models, logs, KV tier", 200 * GIB, 120 * GIB, 18 * GIB),),
     )
 
 

@@ -330,6 +330,65 @@ class TestActs:
         play(acting)
 
 
+class TestClear:
+    def test_a_tier_is_chosen_first_and_enter_says_no(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.tiered())
+            await screen.press("3", "c")
+            assert isinstance(screen.app.screen, QuestionDialog)
+            for said in ("Which KV tier", "in host memory: 2,890 blocks, 2.0 GiB", "on disk: 23,900 blocks"):
+                assert said in screen.text
+            await screen.press("enter")
+            assert not isinstance(screen.app.screen, QuestionDialog)
+            assert "under way" not in screen.text
+
+        play(acting, size=(80, 24))
+
+    @pytest.mark.parametrize(("key", "tier"), [("1", "host"), ("2", "disk")])
+    def test_each_answer_means_what_it_says(self, key: str, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        told: list[Order] = []
+
+        def carried_out(run_dir: RunDir, wanted: Order) -> Outcome:
+            told.append(wanted)
+            return Outcome("cleared 12 blocks")
+
+        monkeypatch.setattr(acts, "carry_out", carried_out)
+
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.tiered())
+            await screen.press("3", "c", key)
+            await screen.see(f"clear {tier}: cleared 12 blocks")
+            assert told == [Order("clear", tier, "kvstore", "3999-1")]
+
+        play(acting)
+
+    @pytest.mark.parametrize(
+        ("snapshot", "readonly"), [(snapshots.shared(), False), (snapshots.tiered(), True)], ids=["none", "readonly"]
+    )
+    def test_a_box_without_tiers_and_one_that_is_only_watched_has_nothing_to_clear(
+        self, snapshot: BoxSnapshot, readonly: bool
+    ) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshot)
+            await screen.press("c")
+            assert not isinstance(screen.app.screen, QuestionDialog)
+            assert "clear" not in screen.text
+            assert not [each for each in screen.app.commands() if "clear" in each.title]
+
+        play(acting, Options(screen="memory", readonly=readonly))
+
+    def test_help_names_the_act_and_the_columns(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.tiered())
+            await screen.press("3")
+            assert "c clear KV tier" in screen.text
+            await screen.press("question_mark")
+            await screen.press(*["pagedown"] * 4)
+            assert "columns of KV tiers" in screen.text
+
+        play(acting, size=(120, 60))
+
+
 class TestSleep:
     def test_a_sleep_is_asked_first_with_the_places_and_enter_says_no(self) -> None:
         async def acting(screen: Screen) -> None:

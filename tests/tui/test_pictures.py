@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,8 @@ SHOWN_BY = {
     "events": "Events ",
 }
 """What stands on a screen once it is drawn."""
+FLOWING = {"memory": "device→host", "routing": "prompts now", "fleet": "smollm2.aggregated"}
+"""What stands there once a box with tiers has been watched for a while."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,15 +51,18 @@ def one_time_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Still:
-    """A box at one moment, which can be told to do something; time stands, as its link is never said to be live."""
+    """A box at one moment, and what was before; it can be told to do something. Time stands, as its link is never said
+    to be live.
+    """
 
     acts = True
 
-    def __init__(self, snapshot: BoxSnapshot) -> None:
-        self._snapshot = snapshot
+    def __init__(self, *moments: BoxSnapshot) -> None:
+        self._moments = moments
 
     def start(self, deliver: Deliver) -> None:
-        deliver(NewSnapshot(self._snapshot))
+        for snapshot in self._moments:
+            deliver(NewSnapshot(snapshot))
         deliver(Ended())
 
     def close(self) -> None:
@@ -80,10 +85,16 @@ def picture(demo: str, at_s: float, size: tuple[int, int], options: Options, key
     )
 
 
-def picture_of(snapshot: BoxSnapshot, size: tuple[int, int], options: Options, keys: tuple[str, ...] = ()) -> str:
-    """The SVG of a screen of a box that stands still."""
-    still = Still(snapshot)
-    return drawn(TopApp(still, still, RunDir(Path("/nonexistent/run")), options), size, "smollm2", keys)
+def picture_of(
+    moments: Sequence[BoxSnapshot],
+    size: tuple[int, int],
+    options: Options,
+    keys: tuple[str, ...] = (),
+    shown_by: str = "smollm2",
+) -> str:
+    """The SVG of a screen of a box that stands still after `moments`."""
+    still = Still(*moments)
+    return drawn(TopApp(still, still, RunDir(Path("/nonexistent/run")), options), size, shown_by, keys)
 
 
 def drawn(app: TopApp, size: tuple[int, int], shown_by: str, keys: tuple[str, ...]) -> str:
@@ -139,7 +150,7 @@ def test_what_opens_over_a_screen(name: str, screen: str, keys: tuple[str, ...])
 @pytest.mark.parametrize("screen", ["models", "memory"])
 def test_models_that_sleep_and_weights_that_are_shared(screen: str, size: tuple[int, int]) -> None:
     name = f"sleep-{screen}-{size[0]}x{size[1]}"
-    assert_same_picture(picture_of(snapshots.shared(), size, Options(screen=screen)), name)
+    assert_same_picture(picture_of([snapshots.shared()], size, Options(screen=screen)), name)
 
 
 @pytest.mark.parametrize(
@@ -151,4 +162,43 @@ def test_models_that_sleep_and_weights_that_are_shared(screen: str, size: tuple[
     ],
 )
 def test_what_opens_over_sleeping_models(name: str, screen: str, keys: tuple[str, ...]) -> None:
-    assert_same_picture(picture_of(snapshots.shared(), (120, 36), Options(screen=screen), keys), f"over-{name}")
+    assert_same_picture(picture_of([snapshots.shared()], (120, 36), Options(screen=screen), keys), f"over-{name}")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("screen", ["memory", "routing"])
+def test_tiers_with_what_flows(screen: str, size: tuple[int, int]) -> None:
+    svg = picture_of(snapshots.moments(snapshots.tiered()), size, Options(screen=screen), shown_by=FLOWING[screen])
+    assert_same_picture(svg, f"tiers-{screen}-{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize(
+    ("screen", "size"), [("memory", (80, 24)), ("memory", (120, 36)), ("routing", (120, 36)), ("fleet", (120, 36))]
+)
+def test_a_tier_that_is_suspended(screen: str, size: tuple[int, int]) -> None:
+    moments = snapshots.moments(snapshots.tier_suspended())
+    svg = picture_of(moments, size, Options(screen=screen), shown_by=FLOWING[screen])
+    assert_same_picture(svg, f"suspended-{screen}-{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize(
+    ("name", "screen", "keys"),
+    [
+        ("tier", "memory", ("tab", "down", "enter")),
+        ("clear", "memory", ("c",)),
+        ("credit", "routing", ("enter",)),
+        ("kvstore", "fleet", ("down", "enter")),
+    ],
+)
+def test_what_opens_over_tiers(name: str, screen: str, keys: tuple[str, ...]) -> None:
+    moments = snapshots.moments(snapshots.tiered())
+    svg = picture_of(moments, (120, 36), Options(screen=screen), keys, FLOWING[screen])
+    assert_same_picture(svg, f"over-{name}")
+
+
+@pytest.mark.parametrize("theme", [LIGHT, NONE])
+@pytest.mark.parametrize("screen", ["memory", "routing"])
+def test_tiers_in_other_themes(screen: str, theme: str) -> None:
+    moments = snapshots.moments(snapshots.tiered())
+    svg = picture_of(moments, (120, 36), Options(screen=screen, theme=theme), shown_by=FLOWING[screen])
+    assert_same_picture(svg, f"tiers-{screen}-{theme}")

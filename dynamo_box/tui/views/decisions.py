@@ -35,6 +35,7 @@ COLUMNS = (
     cells.number_column("its_cost", "ITS COST", keep=5),
     Column("reason", "REASON", keep=2, least=16, widest=80),
 )
+COLUMNS_WITHOUT_TIERS = tuple(column for column in COLUMNS if column.key not in ("host", "disk", "prompt"))
 
 
 def router_of(snapshot: BoxSnapshot) -> RouterFigures | None:

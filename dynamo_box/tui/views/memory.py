@@ -61,7 +61,14 @@ class Memory:
     name = "memory"
     summary = "who holds the bytes of each device, the host and the disks"
     acts: tuple[Act, ...] = (
-        Act("c", CLEAR, "clear KV tier", "Which KV tier shall be emptied?", needs_row=False, of=KVSTORE),
+        Act(
+            "c",
+            CLEAR,
+            "clear KV tier",
+            "Which KV tier shall be emptied? What was in it is computed again.",
+            needs_row=False,
+            of=KVSTORE,
+        ),
     )
 
     def panels(self, frame: Frame, width: int) -> tuple[Panel, ...]:

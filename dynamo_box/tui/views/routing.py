@@ -50,9 +50,9 @@ def _table(frame: Frame, router: RouterFigures | None) -> Table:
     made = reversed(router.decisions) if router is not None else ()
     rows = [decisions.row(decision, frame.now) for decision in made]
     note = f"latest {len(rows)} of {router.routed:,}" if router is not None and rows else ""
-    return cells.table(
-        "decisions", "Decisions", decisions.COLUMNS, rows, empty=_silence(frame.snapshot, router), note=note
-    )
+    has_tiers = tiers.process_of(frame.snapshot) is not None
+    columns = decisions.COLUMNS if rows or has_tiers else decisions.COLUMNS_WITHOUT_TIERS
+    return cells.table("decisions", "Decisions", columns, rows, empty=_silence(frame.snapshot, router), note=note)
 
 
 def _silence(snapshot: BoxSnapshot, router: RouterFigures | None) -> str:

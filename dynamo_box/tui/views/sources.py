@@ -57,8 +57,8 @@ def lately(names: Sequence[str], history: History, buckets: int, width: int) -> 
     if not whole:
         return None
     words: list[Span] = []
-    for (name, _, tone), size in zip(FILLS, sizes, strict=True):
-        words += [Span(f"  {name} ", Tone.DIM), Span(cells.percentage(size / whole), tone)]
+    for (name, character, tone), size in zip(FILLS, sizes, strict=True):
+        words += [Span(f"  {character}", tone), Span(f" {name} ", Tone.DIM), Span(cells.percentage(size / whole), tone)]
     label = Span("prompts now ", Tone.DIM)
     room = min(width - spans_width((label, *words)), _WIDEST_BAR)
     return (label, *(_bar(sizes, room) if room >= _LEAST_BAR else ()), *words)

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from dynamo_box.protocol.figures import GmsFigures, LayoutFigures, WorkerFigures
+from dynamo_box.protocol.figures import (
+    GmsFigures,
+    KvStoreFigures,
+    LayoutFigures,
+    TierFigures,
+    WorkerFigures,
+    WorkerTiers,
+)
 from dynamo_box.snapshot import BoxSnapshot, DeviceFigures, DeviceInfo, DiskInfo, ProcessInfo
 from dynamo_box.tui.accounting import Place, Region, held_by_purpose, holdings, layouts_at, places
 
@@ -233,6 +240,53 @@ class TestLayouts:
         assert layouts_at(found, "nowhere") == []
 
 
+class TestTiers:
+    """The host tier is memory once, whoever maps it; the disk tier is among the box's files."""
+
+    HOST = DeviceFigures(used_bytes=90, box_bytes=50)
+
+    def test_the_host_tier_counts_once_however_many_workers_map_it(self) -> None:
+        workers = [worker("cpu", f"w.{number}", kv_bytes=10, tiers=WorkerTiers(connected="")) for number in range(8)]
+        place = only(snapshot(store(20), *workers, host=self.HOST, host_memory_bytes=100))
+        assert place.regions[Region.TIER] == 20
+        assert place.regions[Region.BOX] == 30
+        check(place)
+        assert held_by_purpose(place)["KV tier"] == 20
+
+    def test_it_is_believed_before_what_pools_have_left(self) -> None:
+        held = worker("cpu", weights_bytes=16, kv_bytes=40, kv_blocks_total=10, kv_blocks_used=3, kv_blocks_cached=2)
+        cpu = DeviceInfo("cpu", "", "cpu", 100, {"weights": 16})
+        place = only(snapshot(store(10), held, devices=(cpu,), host=self.HOST, host_memory_bytes=100))
+        assert place.regions[Region.TIER] == 10
+        assert place.regions[Region.POOL] == 50 - 16 - 12 - 8 - 10
+        check(place)
+
+    def test_a_host_that_nothing_measures_shows_what_the_plan_set_aside_for_it(self) -> None:
+        host = DeviceInfo("host", "", "host", 100, {"overhead": 5, "KV tier": 30})
+        place = only(snapshot(store(10), devices=(host,)))
+        assert place.regions == {Region.TIER: 30, Region.BOX: 5, Region.FREE: 65}
+
+    def test_files_are_on_the_disk_that_holds_their_directory(self) -> None:
+        disks = (DiskInfo("/", "logs", 100, 30, 20), DiskInfo("/scratch", "KV tier", 100, 30, 20))
+        root, scratch = places(snapshot(store(0, 15, "/scratch/kv"), disks=disks))
+        assert Region.TIER not in root.regions
+        assert scratch.regions == {Region.TIER: 15, Region.BOX: 5, Region.OTHERS: 50, Region.FREE: 30}
+        both = places(snapshot(store(0, 15, "/scratch/kv"), gms(layout(disk_bytes=9)), disks=disks[1:]))
+        assert both[0].regions == {
+            Region.WEIGHTS: 9, Region.TIER: 11, Region.BOX: 0, Region.OTHERS: 50, Region.FREE: 30,
+        }  # fmt: skip
+
+    def test_the_store_is_named_on_the_host_and_no_worker_is(self) -> None:
+        found = holdings(snapshot(store(20), worker("GPU-0"), devices=(gpu(),)), "host")
+        assert [(each.process.name, each.kv_tier) for each in found] == [("kvstore", 20), ("w.0", None)]
+
+
+def store(host: int, disk: int = 0, directory: str = "/kv") -> ProcessInfo:
+    tiers = (TierFigures("on", capacity_bytes=64, used_bytes=used) for used in (host, disk))
+    figures = KvStoreFigures(*tiers, directory=directory)
+    return ProcessInfo("kvstore", "kvstore", None, None, "ready", "", 8, 0, None, 30, figures=figures)
+
+
 def test_disks_are_the_boxs_files_others_and_free() -> None:
     place = only(snapshot(disks=(DiskInfo("/data", "models", 100, 30, 20),)))
     assert place.regions == {Region.BOX: 20, Region.OTHERS: 50, Region.FREE: 30}
@@ -266,6 +320,7 @@ MAYBE = st.none() | SIZES
     planned=st.dictionaries(st.sampled_from(["weights", "KV", "overhead", "else"]), SIZES),
     workers=st.lists(st.tuples(MAYBE, MAYBE, SIZES, SIZES, SIZES), max_size=3),
     disk=st.tuples(SIZES, SIZES, MAYBE),
+    tier=st.none() | st.tuples(SIZES, SIZES),
     stored=st.none() | st.lists(st.tuples(SIZES, SIZES, SIZES), max_size=3),
     device=st.sampled_from(["GPU-0", "cpu", "GPU-0,cpu", "elsewhere"]),
 )
@@ -275,6 +330,7 @@ def test_regions_sum_to_the_total_and_are_never_negative(
     planned: dict[str, int],
     workers: list[tuple[int | None, int | None, int, int, int]],
     disk: tuple[int, int, int | None],
+    tier: tuple[int, int] | None,
     stored: list[tuple[int, int, int]] | None,
     device: str,
 ) -> None:
@@ -284,6 +340,8 @@ def test_regions_sum_to_the_total_and_are_never_negative(
                kv_blocks_cached=cached)
         for number, (weights, kv, blocks, used, cached) in enumerate(workers)
     ]  # fmt: skip
+    if tier is not None:
+        processes.append(store(*tier))
     if stored is not None:
         held = [
             LayoutFigures("m" if number else "n", "committed", "device", 1, "", 1, *sizes)

@@ -16,10 +16,12 @@ from msgspec.structs import replace
 from dynamo_box.errors import BoxError, NotRunning
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol.control import (
+    Done,
     Freed,
     GetSnapshot,
     ModelSlept,
     ModelWoken,
+    SetOption,
     SleepModel,
     SnapshotReply,
     WakeModel,
@@ -39,6 +41,8 @@ CANCEL = Act("x", "cancel", "cancel", "Cancel {row}?")
 SLEEP = Act("z", "sleep", "sleep", "Put {row} to sleep?")
 WAKE = Act("w", "wake", "wake")
 SHARED = snapshots.shared()
+TIERED = snapshots.tiered()
+CLEAR = Act("c", "clear", "clear KV tier", "Which?", needs_row=False, of="kvstore")
 MODE = Act("m", "mode", "router mode", needs_row=False)
 
 
@@ -199,6 +203,23 @@ def test_a_mode_is_the_routers_whatever_row_is_chosen() -> None:
     assert found.process == "router"
     assert router_mode(BUSY) == "kv"
     assert isinstance(order(MODE, None, replace(BUSY, processes=())), Refusal)
+
+
+def test_a_tier_is_the_stores_whatever_row_is_chosen() -> None:
+    assert order(CLEAR, "host", TIERED) == Order("clear", "", "kvstore", TIERED.box.run_id)
+    assert order(CLEAR, None, BUSY) == Refusal("there is no store that says what it holds")
+
+
+@pytest.mark.parametrize(("tier", "value"), [("host", "g2"), ("disk", "g3")])
+def test_a_tier_is_cleared_by_a_setting_of_the_store(tier: str, value: str, tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    supervisor = Supervisor(run_dir, TIERED, lambda request: Done(request.id, "cleared 2,890 blocks"))
+    try:
+        wanted = Order("clear", tier, "kvstore", TIERED.box.run_id)
+        assert carry_out(run_dir, wanted) == Outcome("cleared 2,890 blocks")
+    finally:
+        supervisor.close()
+    assert supervisor.asked == [SetOption(2, "kvstore", "clear", value)]
 
 
 def test_foreign_names_have_no_power_over_the_question() -> None:

@@ -7,14 +7,24 @@ from typing import Any
 from fakes import snapshots
 from msgspec.structs import replace
 
-from dynamo_box.protocol.figures import FrontendFigures, RequestFigures, WorkerFigures
+from dynamo_box.protocol.figures import (
+    FrontendFigures,
+    KvStoreFigures,
+    RequestFigures,
+    TierFigures,
+    TierUse,
+    WorkerFigures,
+    WorkerTiers,
+)
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
-from dynamo_box.tui.history import BUCKET_S, KEPT_BUCKETS, Bucket, History
+from dynamo_box.tui.history import BUCKET_S, KEPT_BUCKETS, Bucket, Flow, History
 
 START = 1_000_000 * BUCKET_S
 
 
-def process(name: str, figures: WorkerFigures | FrontendFigures | None, pid: int | None = 7) -> ProcessInfo:
+def process(
+    name: str, figures: WorkerFigures | FrontendFigures | KvStoreFigures | None, pid: int | None = 7
+) -> ProcessInfo:
     return ProcessInfo(name, "worker", "m", "aggregated", "ready", "", pid, 0, None, None, figures=figures)
 
 
@@ -111,3 +121,69 @@ def test_a_request_that_stalls_comes_down_to_zero() -> None:
 def test_requests_that_ended_are_forgotten() -> None:
     history = fed(served(0, request(5)), served(1), served(2, request(9)))
     assert history.token_rate(request(9)) is None
+
+
+def offloading(stored: int, host: int = 0, disk: int = 0, pid: int = 7, name: str = "w") -> ProcessInfo:
+    """A worker that has moved so many bytes to the host tier, and so many back from either."""
+    tiers = WorkerTiers(offloaded_bytes=stored, host=TierUse(bytes=host), disk=TierUse(bytes=disk))
+    return process(name, WorkerFigures(tiers=tiers), pid)
+
+
+def store(written: int, read: int, pid: int = 9) -> ProcessInfo:
+    disk = TierFigures("on", in_bytes=written, out_bytes=read)
+    return process("kvstore", KvStoreFigures(TierFigures("on"), disk), pid)
+
+
+def test_flows_are_summed_over_workers_and_named_by_their_direction() -> None:
+    history = fed(
+        at(0, offloading(100, 10, 1), offloading(0, name="v"), store(7, 5)),
+        at(2, offloading(300, 20, 3), offloading(40, name="v"), store(27, 9)),
+    )
+    rates = {flow: history.flow_rate(flow) for flow in Flow}
+    assert rates == {Flow.OFFLOAD: 120.0, Flow.ONBOARD: 6.0, Flow.WRITE: 10.0, Flow.READ: 2.0}
+
+
+def test_a_flow_has_no_rate_before_it_has_been_watched_and_none_where_there_are_no_tiers() -> None:
+    assert fed(at(0, offloading(100))).flow_rate(Flow.OFFLOAD) is None
+    assert fed(at(0, offloading(100)), at(0.5, offloading(200))).flow_rate(Flow.OFFLOAD) is None
+    assert fed(at(0, worker(1)), at(5, worker(100))).flow_rate(Flow.OFFLOAD) is None
+
+
+def test_a_flow_that_stalls_comes_down_to_zero() -> None:
+    history = fed(*(at(number, offloading(min(number, 5) * 100)) for number in range(12)))
+    assert history.flow_rate(Flow.OFFLOAD) == 0.0
+    assert history.recent_flow(Flow.OFFLOAD, 4) == [0, 400, 100, 0]
+    assert history.recent_flow(Flow.READ, 2) == [0, 0]
+
+
+def test_a_new_life_of_worker_or_store_moves_bytes_from_zero() -> None:
+    history = fed(at(0, offloading(500), store(900, 0)), at(2, offloading(40, pid=8), store(20, 0)))
+    assert history.flow_rate(Flow.OFFLOAD) == 20.0
+    assert history.flow_rate(Flow.WRITE) == 10.0
+    gone = process("w", None, pid=None)
+    assert fed(at(0, offloading(500)), at(1, gone), at(2, offloading(40, pid=8))).flow_rate(Flow.OFFLOAD) == 20.0
+
+
+def test_flows_start_over_with_the_clock_and_are_bounded() -> None:
+    history = fed(*(at(number * BUCKET_S, offloading(number)) for number in range(KEPT_BUCKETS + 20)))
+    assert history.recent_flow(Flow.OFFLOAD, KEPT_BUCKETS + 50)[:50] == [0] * 50
+    assert sum(history.recent_flow(Flow.OFFLOAD, KEPT_BUCKETS + 50)) == KEPT_BUCKETS
+    history.feed(at(3, offloading(5)))
+    assert history.flow_rate(Flow.OFFLOAD) is None
+    assert history.recent_flow(Flow.OFFLOAD, 3) == [0, 0, 0]
+
+
+def loading(prompt: int, host: int, disk: int) -> ProcessInfo:
+    tiers = WorkerTiers(host=TierUse(loaded=host), disk=TierUse(loaded=disk))
+    return process("w", WorkerFigures(prompt_tokens=prompt, tiers=tiers))
+
+
+def test_tokens_from_the_tiers_fall_into_buckets_as_others_do() -> None:
+    history = fed(at(0, loading(100, 50, 20)), at(1, loading(300, 130, 30)), at(6, loading(400, 130, 90)))
+    assert [(bucket.host_tokens, bucket.disk_tokens) for bucket in history.workers["w"]] == [(80, 10), (0, 60)]
+
+
+def test_a_worker_that_loses_its_tiers_has_not_begun_a_new_life() -> None:
+    history = fed(at(0, loading(100, 50, 20)), at(1, worker(110)))
+    assert tokens(history) == [(0, 10)]
+    assert (history.workers["w"][0].host_tokens, history.workers["w"][0].disk_tokens) == (0, 0)

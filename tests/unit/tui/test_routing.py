@@ -10,10 +10,12 @@ from msgspec.structs import replace
 
 from dynamo_box.protocol.figures import Candidate, Decision, RouterFigures, WorkerFigures
 from dynamo_box.snapshot import BoxSnapshot
+from dynamo_box.tui.filter import EVERYTHING
 from dynamo_box.tui.history import BUCKET_S, History
 from dynamo_box.tui.model import Frame, Lines, Span, Table, Tone
+from dynamo_box.tui.stack import Stack
 from dynamo_box.tui.text import spans_width
-from dynamo_box.tui.views import charts, decisions
+from dynamo_box.tui.views import charts, decisions, sources
 from dynamo_box.tui.views.routing import MAX_ROWS, VIEW
 
 
@@ -189,3 +191,81 @@ def test_names_have_no_power_over_the_terminal() -> None:
     texts = lines + [cell.text for row in table.rows for cell in row.cells]
     texts += as_text(VIEW.detail(frame, "decisions", table.rows[0].key))
     assert not [text for text in texts if "\x1b" in text or "\u202e" in text or "\r" in text]
+
+
+class TestTiers:
+    """What a prompt gets from the box's KV tiers, beside the pool of its worker."""
+
+    HELD = Candidate("w.0", 3, 3.0, 1, 4.0, 1, 1)
+
+    def watched(self, snapshot: BoxSnapshot) -> Frame:
+        history = History()
+        for moment in snapshots.moments(snapshot):
+            history.feed(moment)
+        return snapshots.frame(moment, history)
+
+    def row(self, made: Decision) -> dict[str, str]:
+        row = decisions.row(made, snapshots.NOW)
+        return dict(zip((column.key for column in decisions.COLUMNS), (cell.text for cell in row.cells), strict=True))
+
+    def test_a_row_shows_own_host_and_disk_blocks_and_a_bar_of_the_prompt(self) -> None:
+        row = self.row(decision(self.HELD, DEAR))
+        assert (row["overlap"], row["host"], row["disk"]) == ("3/6  50%", "1", "1")
+        assert row["prompt"] == "██████▓▓▒▒··"
+        lost = self.row(decision(self.HELD, DEAR, winner="w.1"))
+        assert (lost["host"], lost["disk"], lost["prompt"]) == ("0", "0", "·" * 12), "another would have had some"
+
+    def test_without_tiers_a_row_has_no_credit(self) -> None:
+        row = self.row(decision(CHEAP, DEAR))
+        assert row["host"] == row["disk"] == row["prompt"] == "-"
+
+    def test_the_parts_of_a_bar_have_tones_and_add_up_whatever_the_router_says(self) -> None:
+        found = sources.credit_cell(self.HELD, 6)
+        assert [span.tone for span in found.parts] == [Tone.CACHED, Tone.HOST, Tone.DISK, Tone.FREE]
+        assert sources.credit(Candidate("w", 9, 0.0, 0, 0.0, 9, 9), 6, 4) == (Span("████", Tone.CACHED),)
+        assert sources.credit(Candidate("w", -3, 0.0, 0, 0.0, 3, -1), 6, 4) == (
+            Span("▓▓", Tone.HOST),
+            Span("··", Tone.FREE),
+        )
+        assert sources.credit_cell(self.HELD, 0).text == sources.credit_cell(None, 6).text == "-"
+
+    def test_a_detail_shows_what_each_candidate_would_load(self) -> None:
+        frame = self.watched(snapshots.tiered())
+        _, table = parts(frame)
+        text = "\n".join(as_text(VIEW.detail(frame, "decisions", table.rows[0].key)))
+        (heads,) = [line.split() for line in text.splitlines() if line.startswith("candidate")]
+        assert heads == ["candidate", "overlap", "host", "disk", "prefill", "decode", "cost"]
+        assert "smollm2.aggregated.0      █████" in text
+        assert "█ own pool  ▓ host  ▒ disk  · computed" in text
+
+    def test_sizes_of_the_index_and_whether_the_router_hears_of_the_tiers(self) -> None:
+        lines, _ = parts(self.watched(snapshots.tiered()), 120)
+        assert "in host 5,800  on disk 23,900" in lines[0]
+        lines, _ = parts(self.watched(snapshots.tier_suspended()), 120)
+        assert "tiers not connected" in lines[0]
+
+    def test_where_prompts_came_from_lately(self) -> None:
+        lines, _ = parts(self.watched(snapshots.tiered()), 120)
+        (now,) = [line for line in lines if line.startswith("prompts now")]
+        assert now.endswith("█ own pool 12%  ▓ host 25%  ▒ disk 12%  · computed 50%")
+        assert not [line for line in parts(snapshots.frame(snapshots.tiered()))[0] if line.startswith("prompts")]
+
+    @pytest.mark.parametrize(
+        ("counts", "found"),
+        [
+            ((100, 60, 20, 10), [30, 20, 10, 40]),
+            ((100, 0, 20, 10), [0, 0, 0, 100]),
+            ((100, 150, 90, 90), [0, 90, 10, 0]),
+            ((0, 0, 0, 0), [0, 0, 0, 0]),
+            ((-5, 3, -1, 2), [0, 0, 0, 0]),
+        ],
+    )
+    def test_sources_of_tokens_add_up_to_the_prompt(self, counts: tuple[int, int, int, int], found: list[int]) -> None:
+        assert sources.shares(*counts) == found
+
+    def test_80_columns_show_the_credit(self) -> None:
+        stack = Stack()
+        stack.show(VIEW.panels(self.watched(snapshots.tiered()), 80), EVERYTHING)
+        text = "\n".join("".join(span.text for span in line.spans) for line in stack.lines(80, 21))
+        for said in ("HOST DISK PROMPT", "█████▓▓▓▓▒··", "prompts now", "on disk 23,900", "COST"):
+            assert said in text
