@@ -45,6 +45,16 @@ class Reference:
         return Greedy(tokens, margins)
 
     @torch.inference_mode()
+    def shortfalls(self, prompt: list[int], answer: list[int]) -> list[float]:
+        """By how much each token of `answer` falls short of the best one after all that precedes it; 0 if it is that.
+
+        Greedy generation would give `answer` exactly if all are 0. It takes one pass instead of one for each token.
+        """
+        logits = self._model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        given = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        return (logits.max(dim=1).values - given).tolist()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
     def next_logits(self, tokens: list[int]) -> torch.Tensor:
         return self._model(input_ids=torch.tensor([tokens])).logits[0, -1]  # type: ignore[no-any-return]
 

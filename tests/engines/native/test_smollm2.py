@@ -71,15 +71,15 @@ def cold(name: str) -> bytes:
     return isolation_key(name, block_size=16, kv_dtype="float32")
 
 
-def excused(case: str, expected: Sequence[Greedy], answers: Sequence[Answer]) -> int:
-    """How many answers leave the reference at a near tie; any other divergence fails."""
+def excused(case: str, reference: Reference, prompts: Sequence[list[int]], answers: Sequence[Answer]) -> int:
+    """How many answers hold a token that isn't the reference's best but ties with it nearly; any other token fails."""
     count = 0
-    for number, (wanted, answer) in enumerate(zip(expected, answers, strict=True)):
-        place = divergence(wanted, answer.tokens)
-        if place is not None:
-            margin = wanted.margins[place]
-            print(f"{case}: prompt {number} diverges at token {place}, margin {margin:.2e}")
-            assert margin < NEAR_TIE
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        assert len(answer.tokens) == LENGTH
+        shortfalls = reference.shortfalls(prompt, answer.tokens)
+        if any(shortfalls):
+            print(f"{case}: prompt {number} differs by {max(shortfalls):.2e} at token {shortfalls.index(max(shortfalls))}")
+            assert max(shortfalls) < NEAR_TIE
             count += 1
     return count
 
@@ -88,7 +88,6 @@ def test_greedy_is_what_transformers_generates(
     smollm2_path: Path, prompts: list[list[int]], reference: Reference
 ) -> None:
     """20 prompts × 64 tokens in a batch, every fifth of them alone as well, each cold and with prefix hits."""
-    expected = [reference.greedy(prompt, LENGTH) for prompt in prompts]
     hits = [(len(prompt) - 1) // 16 * 16 for prompt in prompts]
     lone = range(1, len(prompts), 5)
     with_hits = [number for number in lone if hits[number]]
@@ -106,10 +105,10 @@ def test_greedy_is_what_transformers_generates(
         assert [answer.cached_tokens for answer in again] == hits
         assert [answer.cached_tokens for answer in warm] == [hits[number] for number in with_hits]
         counts = {
-            "batch": excused("batch", expected, together),
-            "batch, hits": excused("batch, hits", expected, again),
-            "alone": excused("alone", [expected[number] for number in lone], alone),
-            "alone, hits": excused("alone, hits", [expected[number] for number in with_hits], warm),
+            "batch": excused("batch", reference, prompts, together),
+            "batch, hits": excused("batch, hits", reference, prompts, again),
+            "alone": excused("alone", reference, [prompts[number] for number in lone], alone),
+            "alone, hits": excused("alone, hits", reference, [prompts[number] for number in with_hits], warm),
         }
         print(f"excused near ties of {len(prompts)} prompts ({len(lone)} alone, {len(with_hits)} with hits): {counts}")
 

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from native_harness import RunningEngine, worker_spec
+from gms_process import GmsProcess
+from native_harness import DEADLINE_S, Answer, RunningEngine, worker_spec
 from store_peers import Store
 
+from dynamo_box.kv.hashing import isolation_key
+from dynamo_box.protocol.request import PriorityRange
 from dynamo_box.protocol.spec import Offload, WorkerSpec
+from engines.contract import KV_TIERS, EngineError
+from engines.native.copying import PoolCopier
+
+pytestmark = pytest.mark.slow
 
 BLOCK_BYTES = 2 * 2 * 2 * 4 * 8 * 16
+SETTINGS: dict[str, Any] = {"max_tokens": 32, "ignore_eos": True}
 
 
 @pytest.fixture
@@ -24,10 +35,24 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
+@asynccontextmanager
+async def engine_on(
+    store: Store, model: Path, name: str = "worker", blocks: int = 128, **changes: Any
+) -> AsyncIterator[RunningEngine]:
+    """An engine whose tiers are connected."""
+    spec = spec_on(store, model, name, blocks, **changes)
+    async with RunningEngine(spec) as engine:
+        await connected(engine)
+        yield engine
+
+
 def spec_on(store: Store, model: Path, name: str = "worker", blocks: int = 128, **changes: Any) -> WorkerSpec:
-    return worker_spec(
-        model, name=name, run_dir=str(store.run.root), kvstore="kvstore", kv_bytes=blocks * BLOCK_BYTES, **changes
-    )
+    place = {"run_dir": str(store.run.root), "kvstore": "kvstore"}
+    return worker_spec(model, name=name, kv_bytes=blocks * BLOCK_BYTES, **place, **changes)
+
+
+async def connected(engine: RunningEngine) -> None:
+    await engine.until(lambda tiers: not tiers.connected, "they are connected")
 
 
 def prompts(count: int, length: int = 200, seed: int = 1) -> list[list[int]]:
@@ -35,25 +60,295 @@ def prompts(count: int, length: int = 200, seed: int = 1) -> list[list[int]]:
     return [[rng.randrange(3, 288) for _ in range(length)] for _ in range(count)]
 
 
+def tokens_of(answers: Sequence[Answer]) -> list[list[int]]:
+    return [answer.tokens for answer in answers]
+
+
+def cached(answers: Sequence[Answer]) -> list[int]:
+    return [answer.cached_tokens for answer in answers]
+
+
+async def fill(store: Store, model: Path, asked: list[list[int]], **settings: Any) -> list[Answer]:
+    """Have a worker compute these and give them to the store."""
+    async with engine_on(store, model, "filler", blocks=512) as engine:
+        answers = await engine.generate_all(asked, **{**SETTINGS, **settings})
+        await engine.settled()
+    return answers
+
+
+class Held:
+    """Copies into the pool stop before they begin until `go`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, what: str = "copy_in") -> None:
+        self.reached = threading.Event()
+        self._go = threading.Event()
+        original = getattr(PoolCopier, what)
+
+        def held(*arguments: Any) -> None:
+            self.reached.set()
+            assert self._go.wait(DEADLINE_S)
+            original(*arguments)
+
+        monkeypatch.setattr(PoolCopier, what, held)
+
+    async def until_reached(self) -> None:
+        assert await asyncio.to_thread(self.reached.wait, DEADLINE_S)
+
+    def go(self) -> None:
+        self._go.set()
+
+
 def test_what_one_worker_computed_another_loads(tiny_model: Path, store: Store) -> None:
     async def scenario() -> None:
         asked = prompts(4)
-        settings: dict[str, Any] = {"max_tokens": 32, "ignore_eos": True}
-        async with RunningEngine(spec_on(store, tiny_model, "first")) as first:
-            await first.until(lambda tiers: not tiers.connected, "it is connected")
-            expected = await first.generate_all(asked, **settings)
+        async with engine_on(store, tiny_model, "first") as first:
+            expected = await first.generate_all(asked, **SETTINGS)
             told = await first.settled()
-            assert told.offloaded == 4 * 14
-            assert told.offloaded_bytes == 4 * 14 * BLOCK_BYTES
-            assert not any(answer.cached_tokens for answer in expected)
-        async with RunningEngine(spec_on(store, tiny_model, "second")) as second:
-            await second.until(lambda tiers: not tiers.connected, "it is connected")
-            answers = await second.generate_all(asked, **settings)
-            assert [answer.tokens for answer in answers] == [answer.tokens for answer in expected]
-            assert [answer.cached_tokens for answer in answers] == [192] * 4
-            tiers = second.tiers
+            assert (told.offloaded, told.offloaded_bytes) == (4 * 14, 4 * 14 * BLOCK_BYTES)
+            assert (told.unset, told.filtered, told.dropped, told.terminated) == (4 * 14, 0, {}, {})
+            assert cached(expected) == [0] * 4
+            assert KV_TIERS in first.info.capabilities
+        async with engine_on(store, tiny_model, "second") as second:
+            answers = await second.generate_all(asked, **SETTINGS)
+            assert tokens_of(answers) == tokens_of(expected)
+            assert cached(answers) == [192] * 4
+            assert second.stored[0].parent == b"", "the router hears of what was loaded"
+            tiers = await second.until(lambda tiers: tiers.host.loaded > 0, "it is counted")
             assert (tiers.host.matched, tiers.host.loaded) == (4 * 192, 4 * 192)
-            assert (tiers.host.failed, tiers.host.wasted, tiers.loads) == (0, 0, 4)
+            assert (tiers.host.failed, tiers.host.wasted, tiers.loads, tiers.recomputes) == (0, 0, 4, 0)
             assert second.engine.figures().cached_tokens == 4 * 192
+            assert second.engine.figures().kv_blocks_used == 0
+
+            longer = asked[0] + expected[0].tokens + [7] * 9
+            extended = await second.generate(longer, **SETTINGS)
+            assert extended.cached_tokens == 224, "generated tokens are kept too"
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_found_across_isolation_keys_and_models(tiny_model: Path, store: Store) -> None:
+    async def scenario() -> None:
+        asked = prompts(1)
+        await fill(store, tiny_model, asked)
+        other = isolation_key("test", block_size=16, kv_dtype="any", cache_salt="salt")
+        async with engine_on(store, tiny_model) as engine:
+            assert (await engine.generate(asked[0], isolation=other)).cached_tokens == 0
+            assert (await engine.generate(asked[0])).cached_tokens == 192
+        async with engine_on(store, tiny_model, options={"dtype": "float32"}) as engine:
+            assert (await engine.generate(asked[0])).cached_tokens == 0, "another dtype is another layout"
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_too_small_for_all_lives_on_the_tiers(tiny_model: Path, store: Store) -> None:
+    """Preempted sequences among them."""
+
+    async def scenario() -> None:
+        asked = prompts(24, length=130)
+        settings = {"max_tokens": 60, "ignore_eos": True}
+        async with RunningEngine(worker_spec(tiny_model)) as alone:
+            expected = await alone.generate_all(asked, **settings)
+        async with engine_on(store, tiny_model, blocks=26) as engine:
+            for _ in range(3):
+                answers = await engine.generate_all(asked, **settings)
+                assert tokens_of(answers) == tokens_of(expected)
+            tiers = await engine.settled()
+            assert tiers.host.loaded > 2000
+            assert engine.removed
+            assert engine.engine.figures().kv_blocks_used == 0
+
+    asyncio.run(scenario())
+
+
+def test_bfloat16_is_loaded_bit_for_bit(tiny_model: Path, store: Store) -> None:
+    async def scenario() -> None:
+        (prompt,) = prompts(1, length=300)
+        options = {"dtype": "bfloat16"}
+        async with engine_on(store, tiny_model, "first", options=options) as first:
+            await first.generate(prompt, **SETTINGS)
+            expected = await first.generate(prompt, **SETTINGS)
+            await first.settled()
+        async with engine_on(store, tiny_model, "second", options=options) as second:
+            answer = await second.generate(prompt, **SETTINGS)
+        assert (
+            (answer.tokens, answer.cached_tokens) == (expected.tokens, expected.cached_tokens) == (answer.tokens, 288)
+        )
+
+    asyncio.run(scenario())
+
+
+def test_a_killed_store_is_done_without_and_then_with_again(tiny_model: Path, store: Store) -> None:
+    """Killed with offload under way, and again while a prompt is loaded."""
+
+    async def scenario() -> None:
+        asked = prompts(8)
+        async with RunningEngine(worker_spec(tiny_model)) as alone:
+            expected = tokens_of(await alone.generate_all(asked, **SETTINGS))
+        async with engine_on(store, tiny_model, blocks=256) as engine:
+            running = asyncio.gather(*(engine.generate(prompt, **SETTINGS) for prompt in asked))
+            await engine.until(lambda tiers: tiers.offloaded > 0, "offload has begun")
+            store.kill()
+            assert tokens_of(await running) == expected
+            told = await engine.settled()
+            assert told.connected
+            assert sum(told.dropped.values()) + told.offloaded + told.known == 8 * 14
+            assert cached(await engine.generate_all(asked[:1], max_tokens=1)) == [192], "the pool has it"
+            store.start()
+            await connected(engine)
+            again = prompts(2, seed=2)
+            first = await engine.generate_all(again, **SETTINGS)
+            await engine.settled()
+        async with engine_on(store, tiny_model, "second") as second:
+            answers = await second.generate_all(again, **SETTINGS)
+            assert (tokens_of(answers), cached(answers)) == (tokens_of(first), [192] * 2)
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_dies_during_a_load(tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        asked = prompts(2)
+        expected = tokens_of(await fill(store, tiny_model, asked))
+        async with engine_on(store, tiny_model) as engine:
+            held = Held(monkeypatch)
+            running = asyncio.gather(*(engine.generate(prompt, **SETTINGS) for prompt in asked))
+            await held.until_reached()
+            store.kill()
+            held.go()
+            assert tokens_of(await running) == expected
+            assert engine.engine.figures().kv_blocks_used == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_does_not_answer_delays_a_request_for_a_moment_only(tiny_model: Path, store: Store) -> None:
+    async def scenario() -> None:
+        asked = prompts(2)
+        expected = tokens_of(await fill(store, tiny_model, asked))
+        async with engine_on(store, tiny_model) as engine:
+            store.process.send_signal(signal.SIGSTOP)
+            answers = await engine.generate_all(asked, **SETTINGS)
+            assert (tokens_of(answers), cached(answers)) == (expected, [0, 0])
+            store.process.send_signal(signal.SIGCONT)
+
+    asyncio.run(scenario())
+
+
+def test_cancelling_at_each_point(tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        asked = prompts(3)
+        expected = tokens_of(await fill(store, tiny_model, asked))
+        async with engine_on(store, tiny_model, max_batch=1) as engine:
+            store.process.send_signal(signal.SIGSTOP)
+            key, sought = engine.submit(asked[0], **SETTINGS)
+            engine.engine.cancel(key)
+            await asyncio.wait_for(sought.ended.wait(), DEADLINE_S)
+            assert sought.finish == "cancelled"
+            store.process.send_signal(signal.SIGCONT)
+            await connected(engine)
+
+            held = Held(monkeypatch)
+            key, loading = engine.submit(asked[1], **SETTINGS)
+            await held.until_reached()
+            other, waiting = engine.submit(asked[2], **SETTINGS)
+            engine.engine.cancel(key)
+            engine.engine.cancel(other)
+            await asyncio.wait_for(waiting.ended.wait(), DEADLINE_S)
+            assert not loading.ended.is_set(), "its blocks are being written"
+            held.go()
+            await asyncio.wait_for(loading.ended.wait(), DEADLINE_S)
+            assert loading.finish == waiting.finish == "cancelled"
+
+            figures = engine.engine.figures()
+            assert (figures.kv_blocks_used, figures.running, figures.waiting) == (0, 0, 0)
+            assert tokens_of(await engine.generate_all(asked, **SETTINGS)) == expected
+        assert store.figures_when(lambda figures: figures.leases == 0)
+
+    asyncio.run(scenario())
+
+
+def test_after_a_sleep_the_same_prompt_hits(tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had no place in the queue is offered before the pool is given up."""
+
+    async def scenario() -> None:
+        asked = prompts(4)
+        changes = {"gms": "gms@cpu", "layout": "m", "offload": Offload(queue_blocks=1, pinned_blocks=4)}
+        async with engine_on(store, tiny_model, **changes) as engine:
+            expected = await engine.generate_all(asked, **SETTINGS)
+            told = await engine.settled()
+            assert told.dropped["queue_full"] > 0
+            report = await engine.engine.sleep()
+            assert report.kv_bytes > 0
+            engine.told.clear()
+            assert engine.tiers.offloaded == 4 * 14
+            await engine.engine.wake(DEADLINE_S)
+            answers = await engine.generate_all(asked, **SETTINGS)
+            assert (tokens_of(answers), cached(answers)) == (tokens_of(expected), [192] * 4)
+
+            held = Held(monkeypatch, "copy_out")
+            monkeypatch.setattr("engines.native.engine.COPIES_END_S", 0.1)
+            new = await engine.generate(prompts(1, seed=5)[0], **SETTINGS)
+            await held.until_reached()
+            engine_sleep = asyncio.ensure_future(engine.engine.sleep())
+            with pytest.raises(EngineError, match="being copied"):
+                await engine_sleep
+            held.go()
+            await engine.settled()
+            assert (await engine.generate(prompts(1, seed=5)[0], **SETTINGS)).tokens == new.tokens, "it serves on"
+            await engine.engine.sleep()
+
+    with GmsProcess(store.run.root):
+        asyncio.run(scenario())
+
+
+def test_what_waits_for_the_tiers_goes_there_before_the_engine_ends(
+    tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        asked = prompts(1)
+        async with engine_on(store, tiny_model, offload=Offload(pinned_blocks=1)) as engine:
+            held = Held(monkeypatch, "copy_out")
+            expected = await engine.generate(asked[0], **SETTINGS)
+            await held.until_reached()
+            assert engine.tiers.queued
+            held.go()
+        async with engine_on(store, tiny_model) as engine:
+            answer = await engine.generate(asked[0], **SETTINGS)
+            assert (answer.tokens, answer.cached_tokens) == (expected.tokens, 192)
+
+    asyncio.run(scenario())
+
+
+def test_the_filter_keeps_out_what_is_not_worth_it(tiny_model: Path, store: Store) -> None:
+    async def scenario() -> None:
+        low, unset, mixed, wrong = prompts(4)
+        async with engine_on(store, tiny_model, "first", offload=Offload(min_priority=50)) as first:
+            await first.generate(low, max_tokens=1, kv_priority=49)
+            await first.generate(unset, max_tokens=1)
+            ranges = (PriorityRange(0, 64, 80), PriorityRange(64, 80, 10))
+            await first.generate(mixed, max_tokens=1, kv_priority=60, kv_priorities=ranges)
+            await first.generate(wrong, max_tokens=1, kv_priorities=(PriorityRange(0, 201, 60),))
+            told = await first.settled()
+            assert (told.offloaded, told.filtered, told.unset) == (12 + 4, 12 + 8, 12)
+            assert told.terminated == {"priority": 2, "length_mismatch": 1}
+            assert told.min_priority == 50
+        async with engine_on(store, tiny_model, "second") as second:
+            answers = await second.generate_all([low, unset, mixed, wrong], max_tokens=1)
+            assert cached(answers) == [0, 192, 64, 0]
+        async with engine_on(store, tiny_model, "third", offload=Offload(min_priority=50)) as third:
+            await third.generate(low, max_tokens=1, kv_priority=49)
+            assert (await third.settled()).offloaded == 0
+            await third.generate(low, max_tokens=1, kv_priority=50)
+            told = await third.settled()
+            assert told.offloaded + told.known == 12, "a later request is judged anew"
+
+    asyncio.run(scenario())
+
+
+def test_without_a_store_in_the_spec_there_are_no_tiers(tiny_model: Path) -> None:
+    async def scenario() -> None:
+        async with RunningEngine(worker_spec(tiny_model)) as engine:
+            assert engine.engine.figures().tiers is None
+            assert KV_TIERS not in engine.info.capabilities
 
     asyncio.run(scenario())
