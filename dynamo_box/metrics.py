@@ -83,7 +83,7 @@ class FrontendMetrics:
         self.worker_duration = histogram(
             "component_request_duration_seconds", "From admission to the end", _SECONDS, _WORKER
         )
-        self.hit_rate = gauge("component_router_kv_hit_rate", "Prompt blocks that the chosen workers had")
+        self.hit_rate = gauge("component_router_kv_hit_rate", "Prompt blocks that the chosen workers had or could load")
         uptime = gauge("component_uptime_seconds", "Since this frontend started", ())
         started = time.monotonic()
         uptime.set_function(lambda: time.monotonic() - started)
@@ -106,7 +106,8 @@ class FrontendMetrics:
         self._scheduling.observe(max(placed.took_us - placed.match_us, 0.0) / 1000)
         self._overhead.observe(hashing_ms + round_trip_ms)
         had, of = self._blocks.get(model, (0, 0))
-        had, of = had + placed.overlap_blocks, of + prompt_blocks
+        spared = placed.overlap_blocks + placed.host_blocks + placed.disk_blocks
+        had, of = had + spared, of + prompt_blocks
         self._blocks[model] = (had, of)
         if of:
             self.hit_rate.labels(model).set(had / of)

@@ -9,6 +9,7 @@ generation.py      one request from its body to the last byte of its answer
 reply.py           that answer over plain ASGI; reading a body with a cap
 schemas.py         the bodies that are understood, and what is refused by name
 intake.py          body → `Task`, or a 400 that names the field
+priorities.py      what a request and parts of its prompt are worth
 templates.py       sandboxed chat templates
 control_tokens.py  special tokens, and how messages are kept from writing them
 segments.py        a cache of what was tokenised lately
@@ -28,5 +29,6 @@ sleepers.py        models that sleep, and the requests that wait for them
 asking.py          what is asked of the supervisor, and its answers
 acts.py            sleep and wake as endpoints
 stats.py           figures for the supervisor, counts for metrics
+tier_metrics.py    the KV tiers in metrics
 errors.py          OpenAI-shaped errors
 """

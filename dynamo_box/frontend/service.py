@@ -47,6 +47,7 @@ class FrontendProcess:
         self._server: Server | None = None
         self._started = False
         self._residencies: status.Residencies | None = None
+        self._tiers: status.Tiers | None = None
         """News that came before there was somebody to tell."""
 
     async def run(self, status_socket: socket.socket) -> int:
@@ -89,6 +90,10 @@ class FrontendProcess:
                 self._residencies = order
                 if self._serving is not None:
                     self._serving.sleepers.update(order.models)
+            case status.Tiers():
+                self._tiers = order
+                if self._serving is not None:
+                    self._serving.tier_metrics.update(order)
             case status.Told():
                 if self._serving is not None:
                     if order.residency is not None:  # at once, since newer news may follow in the same read
@@ -135,6 +140,8 @@ class FrontendProcess:
         serving = self._serving = Serving(spec, RunDir(Path(spec.run_dir)), tokenizers, self._status.send)
         if self._residencies is not None:
             serving.sleepers.update(self._residencies.models)
+        if self._tiers is not None:
+            serving.tier_metrics.update(self._tiers)
         self._spawn(serving.router.run())
         self._spawn(serving.workers.run())
         self._spawn(serving.requests.watch_for_stalls())

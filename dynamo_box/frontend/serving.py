@@ -15,6 +15,7 @@ from dynamo_box.frontend.requests import LiveRequest, Requests
 from dynamo_box.frontend.routing import RouterClient
 from dynamo_box.frontend.sleepers import Sleepers
 from dynamo_box.frontend.stats import Stats
+from dynamo_box.frontend.tier_metrics import TierMetrics
 from dynamo_box.frontend.tokenizer import ModelTokenizer
 from dynamo_box.frontend.workers import Workers
 from dynamo_box.paths import RunDir
@@ -38,6 +39,8 @@ class Serving:
         self.router = RouterClient(run_dir.router_socket)
         self.workers = Workers(run_dir.instances)
         self.stats = Stats()
+        self.tier_metrics = TierMetrics({model.name: model.block_size for model in spec.models})
+        self.stats.metrics.registry.register(self.tier_metrics)
         self.requests = Requests(self.stats, max_live=spec.max_queue, stall_limit_s=spec.stall_limit_s)
         self.asking = Asking(tell)
         self.sleepers = Sleepers(
