@@ -133,8 +133,10 @@ class Execution:
                 tokens=self._prompt.tokens,
                 sampling=self._prompt.sampling,
                 isolation=self._prompt.isolation,
-                priority=self._task.priority,
+                priority=self._task.priority or 0,
                 annotations=self._task.annotations,
+                kv_priority=self._task.priority,
+                kv_priorities=self._task.kv_priorities,
             )
         )
 

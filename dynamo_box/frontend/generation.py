@@ -46,7 +46,7 @@ class Generation:
                 task.model,
                 self._endpoint,
                 streamed=task.stream,
-                priority=task.priority,
+                priority=task.priority or 0,
             )
             live = self._serving.requests.admit(stats, reply)
         except ApiError as error:

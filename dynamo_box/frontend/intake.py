@@ -9,6 +9,8 @@ import msgspec
 
 from dynamo_box.frontend import schemas
 from dynamo_box.frontend.errors import ApiError, invalid_request, unsupported
+from dynamo_box.frontend.priorities import read_priority, read_ranges
+from dynamo_box.protocol.request import PriorityRange
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions; a chat answer may take the rest of the context."""
@@ -20,7 +22,7 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 class Task(msgspec.Struct, frozen=True):
     """One completion. Exactly one of `messages`, `text` and `tokens` is set; `max_tokens` None means the rest of the
-    context. `seed` etc. as in `protocol.request.Sampling`.
+    context. `seed` etc. as in `protocol.request.Sampling`. `priority` is None where the client gave none.
     """
 
     model: str
@@ -39,7 +41,8 @@ class Task(msgspec.Struct, frozen=True):
     stream: bool
     include_usage: bool
     cache_salt: str | None
-    priority: int
+    priority: int | None
+    kv_priorities: tuple[PriorityRange, ...]
     pin: str | None
     annotations: tuple[str, ...]
     extra_fields: tuple[str, ...]
@@ -85,7 +88,7 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
 
 
 def _invalid(text: str) -> ApiError:
-    found = _MISSING.search(text) or _PATH.search(text)
+    found = _PATH.search(text) or _MISSING.search(text)
     field = found.group(1) if found else None
     return invalid_request(f"'{field}': {text}" if field else text, field)
 
@@ -162,7 +165,8 @@ def _task(
         stream=bool(body.stream),
         include_usage=bool(options and options.include_usage),
         cache_salt=body.cache_salt,
-        priority=(extension.agent_hints.priority if extension.agent_hints else None) or 0,
+        priority=read_priority(body),
+        kv_priorities=read_ranges(extension),
         pin=extension.backend_instance_id,
         annotations=tuple(extension.annotations or ()),
         extra_fields=tuple(extension.extra_fields or ()),

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 MAX_STOPS = 4
 MAX_STOP_LENGTH = 1024
+MAX_KV_PRIORITIES = 256
 I64 = 2**63 - 1
 
 Temperature = Annotated[float, Meta(ge=0.0, le=2.0)]
@@ -32,11 +33,19 @@ class StreamOptions(msgspec.Struct, frozen=True):
 
 
 class AgentHints(msgspec.Struct, frozen=True):
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    priority: int | None = None
+
+
+class KvPriority(msgspec.Struct, frozen=True):
+    """What the KV of the prompt's tokens from `start` up to but without `end` is worth. `priorities` has the bounds."""
+
+    start: int
+    end: int
+    priority: int
 
 
 class Nvext(msgspec.Struct, frozen=True):
-    """Dynamo's extension. `backend_instance_id` names the worker to use."""
+    """Dynamo's extension. `backend_instance_id` names the worker to use; `priority` is agent_hints' own, in short."""
 
     ignore_eos: bool | None = None
     min_tokens: MinTokens | None = None
@@ -44,6 +53,8 @@ class Nvext(msgspec.Struct, frozen=True):
     annotations: Annotated[list[Annotated[str, Meta(max_length=1024)]], Meta(max_length=64)] | None = None
     backend_instance_id: Name | None = None
     agent_hints: AgentHints | None = None
+    priority: int | None = None
+    kv_priorities: Annotated[list[KvPriority], Meta(max_length=MAX_KV_PRIORITIES)] | None = None
     extra_fields: list[Literal["worker_id", "timing"]] | None = None
 
 
@@ -88,6 +99,7 @@ class CommonBody(Refused, frozen=True, kw_only=True):
     seed: Seed | None = None
     ignore_eos: bool | None = None
     cache_salt: Name | None = None
+    priority: int | None = None
     nvext: Nvext | None = None
 
 
