@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from dynamo_box.protocol.figures import Candidate
 from dynamo_box.tui.history import Bucket, History
@@ -30,7 +31,7 @@ def credit(candidate: Candidate, prompt_blocks: int, columns: int = CREDIT_COLUM
     for blocks in (candidate.overlap_blocks, candidate.host_blocks, candidate.disk_blocks):
         sizes.append(min(max(blocks, 0), left))
         left -= sizes[-1]
-    return _bar([*sizes, left], columns)
+    return _bar((*sizes, left), columns)
 
 
 def credit_cell(candidate: Candidate | None, prompt_blocks: int) -> Cell:
@@ -61,7 +62,7 @@ def lately(names: Sequence[str], history: History, buckets: int, width: int) -> 
         words += [Span(f"  {character}", tone), Span(f" {name} ", Tone.DIM), Span(cells.percentage(size / whole), tone)]
     label = Span("prompts now ", Tone.DIM)
     room = min(width - spans_width((label, *words)), _WIDEST_BAR)
-    return (label, *(_bar(sizes, room) if room >= _LEAST_BAR else ()), *words)
+    return (label, *(_bar(tuple(sizes), room) if room >= _LEAST_BAR else ()), *words)
 
 
 def shares(prompt: int, cached: int, host: int, disk: int) -> list[int]:
@@ -80,7 +81,9 @@ def legend() -> Line:
     )
 
 
-def _bar(sizes: Sequence[int], columns: int) -> Line:
+@lru_cache(1024)
+def _bar(sizes: tuple[int, ...], columns: int) -> Line:
+    """The same decisions are drawn in frame after frame."""
     return charts.stacked(
         [(size, character, tone) for size, (_, character, tone) in zip(sizes, FILLS, strict=True)], columns
     )

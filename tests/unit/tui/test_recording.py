@@ -19,9 +19,11 @@ from dynamo_box.control.logs import Entry
 from dynamo_box.errors import BoxError, UsageError
 from dynamo_box.protocol.figures import FrontendFigures, WorkerFigures
 from dynamo_box.snapshot import BoxInfo, BoxSnapshot, ProcessInfo
-from dynamo_box.tui import demos
+from dynamo_box.tui import demos, tiers
+from dynamo_box.tui.history import Flow, History
 from dynamo_box.tui.recorder import Recorder
 from dynamo_box.tui.recording import FRAME, MAX_PAYLOAD, Header, Kind, Recording, preamble
+from dynamo_box.tui.views.decisions import router_of
 
 
 def snapshot(number: int) -> BoxSnapshot:
@@ -75,6 +77,30 @@ def test_sleeping_models_and_shared_layouts_come_out_as_they_went_in(tmp_path: P
         recorder.snapshot(snapshots.shared())
     with Recording.open(path) as recording:
         assert recording.snapshot(0) == snapshots.shared()
+
+
+@pytest.mark.parametrize("box", [snapshots.tiered(), snapshots.tier_suspended()], ids=["on", "suspended"])
+def test_tiers_come_out_as_they_went_in(box: BoxSnapshot, tmp_path: Path) -> None:
+    path = tmp_path / "box.dynrec"
+    with Recorder(path) as recorder:
+        recorder.snapshot(box)
+    with Recording.open(path) as recording:
+        assert recording.snapshot(0) == box
+
+
+@pytest.mark.parametrize("demo", ["routed-load", "crash-recovery"])
+def test_a_recording_from_before_there_were_tiers_still_plays(demo: str) -> None:
+    with Recording.open(demos.path(demo)) as recording:
+        old = [recording.snapshot(at) for at in range(len(recording)) if recording.kind(at) is Kind.SNAPSHOT]
+    history = History()
+    for each in old:
+        assert each is not None
+        assert tiers.process_of(each) is None
+        history.feed(each)
+    assert all(history.flow_rate(flow) is None for flow in Flow)
+    routers = [router_of(each) for each in old if each is not None]
+    candidates = [each for router in routers if router for made in router.decisions for each in made.candidates]
+    assert not [each for each in candidates if each.host_blocks or each.disk_blocks]
 
 
 @pytest.mark.parametrize("demo", ["routed-load", "crash-recovery"])

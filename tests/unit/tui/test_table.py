@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dynamo_box.tui.filter import Filter
-from dynamo_box.tui.model import Cell, Column, Row, Table
+from dynamo_box.tui.model import Cell, Column, Row, Span, Table, Tone
 from dynamo_box.tui.table import Sort, TablePane, arrange
 from dynamo_box.tui.text import Line, Mark, width_of
 
@@ -180,3 +180,24 @@ def test_the_cursor_gets_past_rows_with_the_same_key() -> None:
         pane.move(1)
         pane.show(twice, Filter())
     assert current(pane) == "b"
+
+
+class TestParts:
+    """A cell whose parts have tones of their own."""
+
+    BAR = Cell("██▓·", parts=(Span("██", Tone.CACHED), Span("▓", Tone.HOST), Span("·", Tone.FREE)))
+
+    def spans(self, widest: int, *more: Cell) -> list[Span]:
+        columns = (Column("name", "N"), Column("bar", "BAR", widest=widest), Column("end", "END"))
+        rows = tuple(Row(str(at), (Cell("a"), bar, Cell("z"))) for at, bar in enumerate((self.BAR, *more)))
+        pane = TablePane(Table("t", "T", columns, rows))
+        return list(pane.lines(40, 6, focused=False)[2].spans)
+
+    def test_each_part_keeps_its_tone_and_the_line_its_columns(self) -> None:
+        assert self.spans(10) == [
+            Span("a"), Span(" "), Span("██", Tone.CACHED), Span("▓", Tone.HOST), Span("·", Tone.FREE), Span(" z  "),
+        ]  # fmt: skip
+
+    def test_where_it_is_cut_or_filled_the_text_stands_for_it(self) -> None:
+        assert [span.text for span in self.spans(3)] == ["a", " ██…", " z  "]
+        assert [span.text for span in self.spans(10, Cell("longer"))] == ["a", " ██▓·  ", " z  "]
