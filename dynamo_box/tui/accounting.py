@@ -19,38 +19,16 @@ and so are one place here.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dynamo_box.protocol.figures import GmsFigures, KvStoreFigures, WorkerFigures
-from dynamo_box.snapshot import BoxSnapshot, DeviceFigures, DeviceInfo, DiskInfo, ProcessInfo
+from dynamo_box.snapshot import BoxSnapshot, DeviceInfo, DiskInfo, ProcessInfo
 from dynamo_box.tui import layouts, tiers
 from dynamo_box.tui.host import HOST, HOST_KINDS, host_of
+from dynamo_box.tui.regions import KV, TIER, WEIGHTS, Claims, Region, as_planned, divided, granted, measured, whole
 
 DISK = "disk"
-WEIGHTS, KV, TIER = "weights", "KV", "KV tier"
-"""The purposes of planned bytes that have regions of their own; all others are the box's other bytes."""
-
-
-class Region(enum.StrEnum):
-    """What bytes are for, in the order in which they lie side by side.
-
-    CACHED are KV blocks kept for reuse only, TIER those in the box's host or disk tier, POOL what the engines' pools
-    have left. BOX is what the box holds beside weights and KV. OTHERS is other processes' (on a disk: other files).
-    UNATTRIBUTED is in use, nobody knows by whom; UNREAD may be in use or free: the device doesn't say.
-    """
-
-    WEIGHTS = "weights"
-    USED = "KV used"
-    CACHED = "KV cached"
-    TIER = "KV tier"
-    POOL = "KV free"
-    BOX = "other"
-    OTHERS = "others"
-    UNATTRIBUTED = "unattributed"
-    UNREAD = "not read"
-    FREE = "free"
 
 
 @dataclass(frozen=True)
@@ -151,11 +129,11 @@ def held_by_purpose(place: Place) -> dict[str, int]:
 
 
 def _device(device: DeviceInfo, held: list[Holding], stored: _Stored | None) -> Place:
-    total, planned = _whole(device.memory_bytes), device.planned_bytes
+    total, planned = whole(device.memory_bytes), device.planned_bytes
     if device.figures is None:
-        regions = _planned(planned, total, held)
+        regions = as_planned(planned, total, _workers(held))
     else:
-        regions = _measured(device.figures, total, _claims(held, _weights(held, stored)))
+        regions = measured(device.figures, total, _claims(held, _weights(held, stored)))
     return Place(device.id, device.name, device.kind, total, regions, device.figures is not None, planned)
 
 
@@ -164,12 +142,12 @@ def _host(snapshot: BoxSnapshot, held: list[Holding], stored: _Stored | None) ->
     host = host_of(snapshot)
     if host is None or (host.figures is None and not host.ids):
         return None
-    total, planned = _whole(host.total), host.planned
+    total, planned = whole(host.total), host.planned
     if host.figures is None:
-        regions = _planned(planned, total, held)
+        regions = as_planned(planned, total, _workers(held))
     else:
         weights = _mapped_weights(held, planned.get(WEIGHTS, 0)) if stored is None else _weights(held, stored)
-        regions = _measured(host.figures, total, _claims(held, weights))
+        regions = measured(host.figures, total, _claims(held, weights))
     name = host.name or "memory of the machine"
     return Place(HOST, name, HOST, total, regions, host.figures is not None, planned)
 
@@ -183,7 +161,7 @@ def _disk(disk: DiskInfo, snapshots: int, tier: int) -> Place:
     used = total - free
     inside = used if disk.box_bytes is None else min(max(disk.box_bytes, 0), used)
     claims = {Region.WEIGHTS: snapshots, Region.TIER: tier}
-    regions = _granted({region: size for region, size in claims.items() if size}, inside)
+    regions = granted({region: size for region, size in claims.items() if size}, inside)
     known = sum(regions.values())
     if disk.box_bytes is None:
         regions[Region.UNATTRIBUTED] = used - known
@@ -205,71 +183,6 @@ def _disk_of_snapshots(disks: tuple[DiskInfo, ...]) -> DiskInfo | None:
             if purpose in disk.purpose:
                 return disk
     return disks[0] if len(disks) == 1 else None
-
-
-# regions, from the outside in
-
-Claims = dict[Region, int]
-"""Bytes that are said to be held, in the order in which they are believed."""
-
-
-def _measured(figures: DeviceFigures, total: int | None, claims: Claims) -> dict[Region, int]:
-    """Shares out the extent: what is in use, or all of a place that doesn't say how much that is."""
-    used, box, others = (_whole(size) for size in (figures.used_bytes, figures.box_bytes, figures.other_bytes))
-    bounds = [size for size in (used, total) if size is not None]
-    extent = min(bounds) if bounds else (_sum(claims) if box is None else box) + (others or 0)
-    inside = max(extent - (others or 0), 0) if box is None else min(box, extent)
-    regions = _granted(claims, inside)
-    if box is not None:
-        regions[Region.BOX] = inside - sum(regions.values())
-    left = extent - sum(regions.values())
-    if others is not None:
-        regions[Region.OTHERS] = min(others, left)
-        left -= regions[Region.OTHERS]
-    if used is not None:
-        regions[Region.UNATTRIBUTED] = left
-        if total is not None:
-            regions[Region.FREE] = total - extent
-    elif total is not None:
-        regions[Region.UNREAD] = left
-    return regions
-
-
-def _planned(planned: dict[str, int], total: int | None, held: list[Holding]) -> dict[Region, int]:
-    """What the plan set aside; its KV is divided as the workers' blocks are."""
-    claims: Claims = {}
-    if WEIGHTS in planned:
-        claims[Region.WEIGHTS] = planned[WEIGHTS]
-    if KV in planned:
-        workers = [each.process.figures for each in held]
-        claims |= _divided(planned[KV], [figures for figures in workers if isinstance(figures, WorkerFigures)])
-    if TIER in planned:
-        claims[Region.TIER] = planned[TIER]
-    other = [size for purpose, size in planned.items() if purpose not in (WEIGHTS, KV, TIER)]
-    if other:
-        claims[Region.BOX] = sum(other)
-    regions = _granted(claims, _sum(claims) if total is None else total)
-    if total is not None:
-        regions[Region.FREE] = total - sum(regions.values())
-    return regions
-
-
-def _granted(claims: Claims, room: int) -> dict[Region, int]:
-    """Of each claim, in order, as much as those before it left of `room` bytes."""
-    regions = {}
-    for region, claim in claims.items():
-        regions[region] = min(max(claim, 0), room)
-        room -= regions[region]
-    return regions
-
-
-def _whole(size: int | None) -> int | None:
-    """Nothing is less than none, whatever a recording says."""
-    return None if size is None else max(size, 0)
-
-
-def _sum(claims: Claims) -> int:
-    return sum(max(claim, 0) for claim in claims.values())
 
 
 # what gms says
@@ -337,13 +250,19 @@ def _holding(process: ProcessInfo, index: int, span: int) -> Holding:
     pool = None if figures.kv_bytes is None else _part(figures.kv_bytes, index, span)
     if pool is None or figures.kv_blocks_total <= 0:
         return Holding(process, weights, pool)
-    regions = _divided(pool, [figures])
+    regions = divided(pool, [figures])
     return Holding(process, weights, pool, regions[Region.USED], regions[Region.CACHED])
 
 
 def _host_tier(process: ProcessInfo) -> int | None:
     """What the store says that lies in its arenas; those who map them say nothing of it."""
     return process.figures.host.used_bytes if isinstance(process.figures, KvStoreFigures) else None
+
+
+def _workers(held: list[Holding]) -> list[WorkerFigures]:
+    """What those say that are workers."""
+    found = [each.process.figures for each in held]
+    return [figures for figures in found if isinstance(figures, WorkerFigures)]
 
 
 def _claims(held: list[Holding], weights: int | None) -> Claims:
@@ -362,21 +281,6 @@ def _claims(held: list[Holding], weights: int | None) -> Claims:
     if known:
         claims[Region.POOL] = sum(kv - used - cached for kv, used, cached in known)
     return claims
-
-
-def _divided(pool: int, workers: Iterable[WorkerFigures]) -> Claims:
-    """The bytes of a pool as the blocks in it are used; while no worker says that it has any, all of them are left."""
-    total = used = cached = 0
-    for figures in workers:
-        total += figures.kv_blocks_total
-        used += figures.kv_blocks_used
-        cached += figures.kv_blocks_cached
-    if total <= 0:
-        return {Region.POOL: pool}
-    used = min(max(used, 0), total)
-    cached = min(max(cached, 0), total - used)
-    used_bytes, cached_bytes = pool * used // total, pool * cached // total
-    return {Region.USED: used_bytes, Region.CACHED: cached_bytes, Region.POOL: pool - used_bytes - cached_bytes}
 
 
 def _weights(held: list[Holding], stored: _Stored | None) -> int | None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dynamo_box import wording
-from dynamo_box.tui.accounting import DISK, Holding, Place, Region, held_by_purpose, holdings, layouts_at, places
+from dynamo_box.tui.accounting import DISK, Holding, Place, held_by_purpose, holdings, layouts_at, places
 from dynamo_box.tui.host import HOST
 from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Span, Tone
+from dynamo_box.tui.regions import Region
 from dynamo_box.tui.text import fill, one_line, width_of
 from dynamo_box.tui.tiers import CLEAR, KVSTORE
 from dynamo_box.tui.views import cells, charts, kv_layout_table, layout_table, tier_table

@@ -19,7 +19,8 @@ from dynamo_box.protocol.figures import (
     WorkerTiers,
 )
 from dynamo_box.snapshot import BoxSnapshot, DeviceFigures, DeviceInfo, DiskInfo, ProcessInfo
-from dynamo_box.tui.accounting import Place, Region, held_by_purpose, holdings, layouts_at, places
+from dynamo_box.tui.accounting import Place, held_by_purpose, holdings, layouts_at, places
+from dynamo_box.tui.regions import Region
 
 GIB = 1 << 30
 
