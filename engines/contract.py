@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from dynamo_box.protocol.figures import WorkerFigures
-from dynamo_box.protocol.request import FinishReason, PriorityRange, Sampling
+from dynamo_box.protocol.request import FinishReason, Leg, PriorityRange, Sampling, Transfer
 from dynamo_box.protocol.spec import WorkerSpec
 
 KV_EVENTS = "kv_events"
@@ -24,6 +24,8 @@ LORA = "lora"
 LOGPROBS = "logprobs"
 KV_TIERS = "kv_tiers"
 """The engine stores blocks in the box's KV tiers and loads them from there."""
+DISAGG = "disagg"
+"""The engine serves prefill and decode legs (`SequenceRequest.leg`)."""
 SLEEP = "sleep"
 """The engine is a `Sleeper`."""
 
@@ -65,6 +67,10 @@ class SequenceRequest(msgspec.Struct, frozen=True):
     annotations: tuple[str, ...] = ()
     kv_priority: int | None = None
     kv_priorities: tuple[PriorityRange, ...] = ()
+    leg: Leg = "whole"
+    transfer: Transfer | None = None
+    transfer_ttl_s: float = 30.0
+    must_transfer: bool = False
 
 
 class Output(msgspec.Struct):
@@ -75,6 +81,7 @@ class Output(msgspec.Struct):
     finish: FinishReason | None = None
     cached_tokens: int = 0
     error: str = ""
+    transfer: Transfer | None = None
 
 
 class StoredBlocks(msgspec.Struct, frozen=True):

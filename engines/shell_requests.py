@@ -206,7 +206,14 @@ class Requests:
             if not connection.deltas:
                 moved.append(connection)
             connection.deltas.append(
-                Delta(sequence.stream, output.tokens, output.finish, output.cached_tokens, output.error)
+                Delta(
+                    sequence.stream,
+                    output.tokens,
+                    output.finish,
+                    output.cached_tokens,
+                    output.error,
+                    transfer=output.transfer,
+                )
             )
         for connection in moved:
             connection.channel.send(Step(connection.deltas))
@@ -285,4 +292,8 @@ def _checked(connection: PeerConnection, message: Generate, key: int) -> Sequenc
         annotations=message.annotations,
         kv_priority=message.kv_priority,
         kv_priorities=message.kv_priorities,
+        leg=message.leg,
+        transfer=message.transfer,
+        transfer_ttl_s=message.transfer_ttl_s,
+        must_transfer=message.must_transfer,
     )

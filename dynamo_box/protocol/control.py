@@ -68,6 +68,29 @@ class WakeModel(msgspec.Struct, frozen=True, tag="wake"):
     model: str
 
 
+class SetRole(msgspec.Struct, frozen=True, tag="role"):
+    """Let a worker finish what it runs, until `drain_s`, and have it serve as prefill, decode or aggregated from then
+    on, without a restart. Answered by Done.
+    """
+
+    id: int
+    process: str
+    role: str
+    drain_s: float = 30.0
+
+
+class Scale(msgspec.Struct, frozen=True, tag="scale"):
+    """Have `count` workers of a model in a role: start more, or let the last ones finish, until `drain_s`, and stop
+    them. Answered by Done when they are ready or gone.
+    """
+
+    id: int
+    model: str
+    role: str
+    count: int
+    drain_s: float = 30.0
+
+
 class SetOption(msgspec.Struct, frozen=True, tag="set"):
     """Pass a setting to a live child (router `mode`, mock `fault`)."""
 
@@ -93,7 +116,18 @@ class Launch(msgspec.Struct, frozen=True, tag="launch"):
 
 
 ControlRequest = (
-    GetSnapshot | Watch | Down | Restart | Drain | SleepModel | WakeModel | SetOption | CancelRequest | Launch
+    GetSnapshot
+    | Watch
+    | Down
+    | Restart
+    | Drain
+    | SleepModel
+    | WakeModel
+    | SetRole
+    | Scale
+    | SetOption
+    | CancelRequest
+    | Launch
 )
 
 

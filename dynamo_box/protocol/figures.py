@@ -76,6 +76,17 @@ class WorkerFigures(msgspec.Struct, frozen=True, tag="worker"):
     tokens_per_s: float = 0.0
     tiers: WorkerTiers | None = None
     """None for a worker without KV tiers."""
+    computed_prompt_tokens: int = 0
+    """Prompt tokens that were computed here, in whatever leg."""
+    role: str = ""
+    """What it serves as now: prefill, decode, aggregated; "" before it serves."""
+    handed_over: int = 0
+    """Prefill legs that ended with their KV held for another worker."""
+    taken_over: int = 0
+    """Decode legs that went on without computing any of their prompt."""
+    handover_seconds: float = 0.0
+    """From the first token of prefill legs until their KV was held, in total."""
+    transfers_failed: int = 0
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -103,6 +114,11 @@ class Decision(msgspec.Struct, frozen=True):
     reason: str
     prompt_blocks: int
     candidates: tuple[Candidate, ...]
+    policy: str = ""
+    prefill: str = ""
+    """The prefill worker of a request in two legs; `winner` and `reason` are then about the decode leg."""
+    prefill_reason: str = ""
+    prefill_candidates: tuple[Candidate, ...] = ()
 
 
 class RouterFigures(msgspec.Struct, frozen=True, tag="router"):

@@ -5,6 +5,7 @@ belongs to one KV layout, and everything it holds (slots it writes, leases) ends
 
     attach: Attach → Attached with the arena
     store:  Reserve → Reserved (slots) · copy into them · Commit → Committed, or Abandon
+    pass:   Hold → Held: keep blocks for another worker, which claims them in its Find
     use:    Find → Found (a lease on what is there) · Load → Loaded (disk to slots) · copy out of them · Release
 
 A block is identified by its 16-byte digest (see `dynamo_box.kv.hashing`), which stands for the whole prefix and all
@@ -34,6 +35,8 @@ SLOT_ALIGNMENT = 4096
 MAX_BATCH = 4096
 MAX_LAYOUTS = 64
 MAX_CONNECTIONS = 1024
+MAX_HOLDS = 4096
+LONGEST_HOLD_S = 600.0
 DIGEST_BYTES = 16
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0, 100
 UNSET_PRIORITY_COUNTS_AS = 35
@@ -111,6 +114,19 @@ class Find(msgspec.Struct, frozen=True, tag="find"):
 
     id: int
     digests: tuple[bytes, ...]
+    claim: bytes = b""
+    """The key of a hold: what it holds is leased to this connection with the rest, and the hold ends."""
+
+
+class Hold(msgspec.Struct, frozen=True, tag="hold"):
+    """Keep these blocks, all of them or none, for whoever claims them by `key` (16 bytes), at most for `ttl_s`. It
+    outlives the connection. At most MAX_HOLDS at once.
+    """
+
+    id: int
+    key: bytes
+    digests: tuple[bytes, ...]
+    ttl_s: float
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
@@ -139,7 +155,7 @@ class Distrust(msgspec.Struct, frozen=True, tag="distrust"):
     slots: tuple[int, ...]
 
 
-WorkerRequest = Attach | Reserve | Commit | Abandon | Find | Load | Release | Distrust
+WorkerRequest = Attach | Reserve | Commit | Abandon | Find | Hold | Load | Release | Distrust
 
 # kvstore -> worker
 
@@ -197,6 +213,13 @@ class Found(msgspec.Struct, frozen=True, tag="found"):
     priorities: tuple[int | None, ...] = ()
 
 
+class Held(msgspec.Struct, frozen=True, tag="held"):
+    """`error` is "" or why nothing is held."""
+
+    id: int
+    error: str = ""
+
+
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     """Slots and generations of the first blocks that were asked for, as far as all went well; `error` says why it
     stopped there. `took_s` is the disk's part.
@@ -209,7 +232,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     error: str = ""
 
 
-StoreReply = Attached | Refused | Reserved | Committed | Found | Loaded
+StoreReply = Attached | Refused | Reserved | Committed | Found | Held | Loaded
 
 request_decoder = msgspec.msgpack.Decoder(WorkerRequest)
 reply_decoder = msgspec.msgpack.Decoder(StoreReply)

@@ -14,7 +14,10 @@ from typing import Literal
 
 import msgspec
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "error", "prefilled"]
+"""`prefilled` ends a prefill leg: the KV of its prompt is held for another worker, which goes on."""
+
+Leg = Literal["whole", "prefill", "decode"]
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:
@@ -72,6 +75,17 @@ class PriorityRange(msgspec.Struct, frozen=True, array_like=True):
     priority: int
 
 
+class Transfer(msgspec.Struct, frozen=True, array_like=True):
+    """The KV of a prompt on its way from the worker that computed it to one that goes on. `key` (16 bytes) names the
+    hold on it in the KV tiers, which ends when it is claimed or has expired. It covers the first `tokens` tokens: all
+    full blocks by their digests, and the partial last one, if there is one, under the digest `partial`.
+    """
+
+    key: bytes
+    tokens: int
+    partial: bytes = b""
+
+
 class Generate(msgspec.Struct, frozen=True, tag="generate"):
     """`isolation` is the 32-byte key of the block hash (see `dynamo_box.kv.hashing`); `annotations` are the client's
     `nvext.annotations`, passed through to the engine. `kv_priority` (0 to 100) is what the request's KV is worth to the
@@ -87,6 +101,16 @@ class Generate(msgspec.Struct, frozen=True, tag="generate"):
     annotations: tuple[str, ...] = ()
     kv_priority: int | None = None
     kv_priorities: tuple[PriorityRange, ...] = ()
+    leg: Leg = "whole"
+    """`prefill`: compute the prompt, say its first token as soon as it is there, put the prompt's KV where others can
+    load it, and end with "prefilled" and a `transfer` (or, if it could not be put there, with neither it nor an error:
+    only `error` text says why). A first token that ends the request ends it as usual. `decode`: go on from `transfer`;
+    `tokens` are the prompt and that first token."""
+    transfer: Transfer | None = None
+    transfer_ttl_s: float = 30.0
+    """How long what a prefill leg has put there is held for somebody to claim it."""
+    must_transfer: bool = False
+    """A decode leg that can't load all of `transfer` fails instead of computing what is missing."""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -116,6 +140,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     cached_tokens: int = 0
     error: str = ""
     rejected: bool = False
+    transfer: Transfer | None = None
 
 
 class Step(msgspec.Struct, frozen=True, tag="step"):

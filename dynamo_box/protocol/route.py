@@ -29,11 +29,23 @@ class Place(msgspec.Struct, frozen=True, tag="place"):
     exclude: tuple[str, ...] = ()
     overlap_weight: float | None = None
     temperature: float | None = None
+    one_leg: bool = False
+    """Don't split it in a prefill and a decode leg: it has been tried, or goes on from an answer begun elsewhere."""
+
+
+class PrefillLeg(msgspec.Struct, frozen=True, array_like=True):
+    """Where the prompt is computed; the fields as in Placed."""
+
+    worker: str
+    overlap_blocks: int
+    reason: str
+    host_blocks: int = 0
+    disk_blocks: int = 0
 
 
 class Placed(msgspec.Struct, frozen=True, tag="placed"):
-    """`took_us`: microseconds the router spent on the request, of which `match_us` in the index. `overlap_blocks` of the
-    prompt are in the worker's own pool, or soon; `host_blocks` and `disk_blocks` more it would load from the tiers.
+    """`took_us`: microseconds the router spent on the request, of which `match_us` in the index. `overlap_blocks` of
+    the prompt are in the worker's own pool, or soon; `host_blocks` and `disk_blocks` more it would load from the tiers.
     """
 
     id: int
@@ -44,6 +56,10 @@ class Placed(msgspec.Struct, frozen=True, tag="placed"):
     match_us: float = 0.0
     host_blocks: int = 0
     disk_blocks: int = 0
+    prefill: PrefillLeg | None = None
+    """Compute the prompt there first, and go on at `worker`. None: `worker` does it all."""
+    policy: str = ""
+    """The disaggregation policy that was in force, "" where the model has no prefill workers."""
 
 
 class Unplaced(msgspec.Struct, frozen=True, tag="unplaced"):

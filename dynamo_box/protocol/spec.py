@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+DisaggPolicy = Literal["strict", "fallback", "conditional"]
 DiskAdmission = Literal["always", "second_hit"]
 
 
@@ -103,6 +104,21 @@ class KvStoreSpec(msgspec.Struct, frozen=True, tag="kvstore"):
 EVENTS_SUFFIX = "-events"
 
 
+class Disagg(msgspec.Struct, frozen=True):
+    """When a request has its prompt computed on a prefill worker and goes on elsewhere.
+
+    `strict`: always, and it fails where that can't be. `fallback`: always, and what can't be passed on is computed
+    again. `conditional`: as fallback, but only prompts of which at least `min_uncached_tokens` and a share of
+    `min_uncached_share` is cached nowhere, and only while prefill workers have at most `max_prefill_tokens` to compute,
+    each.
+    """
+
+    policy: DisaggPolicy = "fallback"
+    min_uncached_tokens: int = 2048
+    min_uncached_share: float = 0.7
+    max_prefill_tokens: int = 65_536
+
+
 class RouterSpec(msgspec.Struct, frozen=True, tag="router"):
     """`mode` is kv, round-robin or random; knobs and defaults as in `dynamo_box.router.cost`."""
 
@@ -119,6 +135,7 @@ class RouterSpec(msgspec.Struct, frozen=True, tag="router"):
     host_block_cost: float = 0.1
     disk_block_cost: float = 0.3
     """What loading a block from that tier costs, in blocks computed."""
+    disagg: Disagg = Disagg()
 
 
 class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
@@ -141,6 +158,8 @@ class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
     """Requests that may wait for a sleeping model, each model; one more gets a 503 with Retry-After."""
     wake_timeout_s: float = 120.0
     """How long one of them waits."""
+    max_generation_s: float = 3600.0
+    """The longest that a request may run, waiting included."""
 
 
 ChildSpec = WorkerSpec | RouterSpec | FrontendSpec | GmsSpec | KvStoreSpec

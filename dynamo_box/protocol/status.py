@@ -180,6 +180,16 @@ class Move(msgspec.Struct, frozen=True, tag="move"):
     place: Place
 
 
+class SetRole(msgspec.Struct, frozen=True, tag="role"):
+    """Worker: take nothing new, withdraw, finish what runs until `drain_s` from now, then serve as `role` (prefill,
+    decode, aggregated). Answered by Answer; with requests left at the deadline it serves on as before.
+    """
+
+    id: int
+    role: str
+    drain_s: float
+
+
 class Drop(msgspec.Struct, frozen=True, tag="drop"):
     """gms: forget a layout that nobody reads, with its bytes. Answered by Moved."""
 
@@ -212,7 +222,9 @@ class Told(msgspec.Struct, frozen=True, tag="told"):
     residency: Residency | None = None
 
 
-ParentMessage = Start | Drain | Stop | Set | CancelRequest | Sleep | Wake | Move | Drop | Residencies | Tiers | Told
+ParentMessage = (
+    Start | Drain | Stop | Set | CancelRequest | Sleep | Wake | SetRole | Move | Drop | Residencies | Tiers | Told
+)
 
 child_decoder = msgspec.msgpack.Decoder(ChildMessage)
 parent_decoder = msgspec.msgpack.Decoder(ParentMessage)

@@ -4,6 +4,7 @@ store.
     Offer  → Offered    copy these blocks of the pool into the host tier; they must not change until Offered
     Seek   → Sought     how much of this chain do the tiers have? what is found is leased
     Fetch  → Fetched    copy what a lease holds into these blocks of the pool; they must not be touched until Fetched
+    Keep   → Kept       hold what was offered before (in the same order) for another worker to claim
     Forgo  (no result)  give a lease back unused
 
 A `Sought` with a lease is followed by one Fetch or one Forgo.
@@ -53,9 +54,30 @@ class Offered:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Goes behind the Offers before it. `hold` is the key by which it is claimed (16 bytes)."""
+
+    key: int
+    hold: bytes
+    digests: tuple[bytes, ...]
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """`error` is "" or why nothing is held."""
+
+    key: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Seek:
+    """`claim` is the key of a hold that ends with this."""
+
     key: int
     digests: tuple[bytes, ...]
+    claim: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +127,4 @@ class Forgo:
     lease: int
 
 
-Result = Offered | Sought | Fetched
+Result = Offered | Kept | Sought | Fetched

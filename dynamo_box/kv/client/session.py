@@ -21,6 +21,7 @@ from dynamo_box.protocol.kv import (
     Attached,
     Committed,
     Found,
+    Held,
     KvLayout,
     Loaded,
     Refused,
@@ -33,8 +34,8 @@ from dynamo_box.protocol.kv import (
 SEND_TIMEOUT_S = 1.0
 """What we send is small: a socket that takes none of it for so long has nobody behind it."""
 
-Answer = Reserved | Committed | Found | Loaded
-A = TypeVar("A", Reserved, Committed, Found, Loaded)
+Answer = Reserved | Committed | Found | Held | Loaded
+A = TypeVar("A", Reserved, Committed, Found, Held, Loaded)
 
 
 class StoreFailure(Exception):
