@@ -344,7 +344,8 @@ def test_a_full_queue_refuses(store: StrictStore) -> None:
 # How it ends
 
 
-def test_close_answers_everything(store: StrictStore) -> None:
+def test_close_answers_everything(path: Path) -> None:
+    store = StrictStore(path, LAYOUT, slots=512)
     engine = Engine(store.path)
     blocks, others = chain(1, 40), chain(2, 40)
     engine.store(blocks[:20])
@@ -372,6 +373,7 @@ def test_close_answers_everything(store: StrictStore) -> None:
     assert all("closed" in engine.result(key).error for key in late[1:])
     engine.close()
     assert engine.tiers.status
+    store.close()
 
 
 def test_closed_before_it_was_started(path: Path) -> None:
