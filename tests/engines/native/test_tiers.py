@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from gms_process import GmsProcess
 from native_harness import DEADLINE_S, Answer, RunningEngine, worker_spec
-from store_peers import Store
+from store_peers import MIB, Store
 
 from dynamo_box.kv.hashing import isolation_key
+from dynamo_box.protocol import status
 from dynamo_box.protocol.request import PriorityRange
 from dynamo_box.protocol.spec import Offload, WorkerSpec
 from engines.contract import KV_TIERS, EngineError
@@ -47,8 +48,8 @@ async def engine_on(
 
 
 def spec_on(store: Store, model: Path, name: str = "worker", blocks: int = 128, **changes: Any) -> WorkerSpec:
-    place = {"run_dir": str(store.run.root), "kvstore": "kvstore"}
-    return worker_spec(model, name=name, kv_bytes=blocks * BLOCK_BYTES, **place, **changes)
+    fields = {"run_dir": str(store.run.root), "kvstore": "kvstore", "threads": 1}
+    return worker_spec(model, name=name, kv_bytes=blocks * BLOCK_BYTES, **fields, **changes)
 
 
 async def connected(engine: RunningEngine) -> None:
@@ -146,7 +147,7 @@ def test_a_pool_too_small_for_all_lives_on_the_tiers(tiny_model: Path, store: St
     async def scenario() -> None:
         asked = prompts(24, length=130)
         settings = {"max_tokens": 60, "ignore_eos": True}
-        async with RunningEngine(worker_spec(tiny_model)) as alone:
+        async with RunningEngine(worker_spec(tiny_model, threads=1)) as alone:
             expected = await alone.generate_all(asked, **settings)
         async with engine_on(store, tiny_model, blocks=26) as engine:
             for _ in range(3):
@@ -182,7 +183,7 @@ def test_a_killed_store_is_done_without_and_then_with_again(tiny_model: Path, st
 
     async def scenario() -> None:
         asked = prompts(8)
-        async with RunningEngine(worker_spec(tiny_model)) as alone:
+        async with RunningEngine(worker_spec(tiny_model, threads=1)) as alone:
             expected = tokens_of(await alone.generate_all(asked, **SETTINGS))
         async with engine_on(store, tiny_model, blocks=256) as engine:
             running = asyncio.gather(*(engine.generate(prompt, **SETTINGS) for prompt in asked))
@@ -272,7 +273,11 @@ def test_after_a_sleep_the_same_prompt_hits(tiny_model: Path, store: Store, monk
 
     async def scenario() -> None:
         asked = prompts(4)
-        changes = {"gms": "gms@cpu", "layout": "m", "offload": Offload(queue_blocks=1, pinned_blocks=4)}
+        changes = {
+            "gms": "gms@cpu",
+            "layout": "m",
+            "offload": Offload(queue_blocks=1, pinned_blocks=4, sleep_deadline_s=2.0),
+        }
         async with engine_on(store, tiny_model, **changes) as engine:
             expected = await engine.generate_all(asked, **SETTINGS)
             told = await engine.settled()
@@ -299,6 +304,29 @@ def test_after_a_sleep_the_same_prompt_hits(tiny_model: Path, store: Store, monk
 
     with GmsProcess(store.run.root):
         asyncio.run(scenario())
+
+
+def test_after_a_restart_of_everything_it_hits_from_disk(tiny_model: Path, tmp_path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        asked = prompts(4)
+        expected = await fill(store, tiny_model, asked)
+        store.status.send(status.Drain(DEADLINE_S))
+        assert store.ends() == 0
+        store.status.close()
+        store.start()
+        store.figures_when(lambda figures: figures.disk.blocks == 4 * 14)
+        async with engine_on(store, tiny_model) as engine:
+            answers = await engine.generate_all(asked, **SETTINGS)
+            assert (tokens_of(answers), cached(answers)) == (tokens_of(expected), [192] * 4)
+            tiers = await engine.until(lambda tiers: tiers.disk.loaded == 4 * 192, "it is counted")
+            assert tiers.host.loaded == 0
+            assert tiers.loads == 4
+
+    store = Store(tmp_path, disk_bytes=64 * MIB, directory=str(tmp_path / "disk"))
+    try:
+        asyncio.run(scenario(store))
+    finally:
+        store.close()
 
 
 def test_what_waits_for_the_tiers_goes_there_before_the_engine_ends(
