@@ -59,10 +59,16 @@ class DiskPort(Protocol):
     def touch(self, layout_name: str, digest: bytes) -> None:
         """It counts as used now."""
 
+    def raise_priority(self, layout_name: str, digest: bytes, priority: int | None) -> None:
+        """To this one, if it is there and this counts for more than what it has."""
+
     def digests(self, layout_name: str) -> Sequence[bytes]:
         """A copy of what is there now, for a dump."""
 
     def blocks(self, layout_name: str) -> int: ...
+
+    def start(self) -> None:
+        """Begin, in the background."""
 
     def clear(self) -> int:
         """Forget all blocks that aren't pinned; how many."""
@@ -74,4 +80,5 @@ class DiskPort(Protocol):
     @property
     def indexed_in_s(self) -> float | None: ...
 
-    async def close(self, flush_s: float) -> None: ...
+    async def close(self, flush_s: float) -> None:
+        """What waits to be written may be for so long."""

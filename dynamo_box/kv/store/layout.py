@@ -49,6 +49,7 @@ class LayoutStore:
         disk: Disk | None,
         counts: Counts,
         executor: Executor,
+        note: Callable[[str, str], None],
         changed: Callable[[LayoutStore, Sequence[tuple[bool, bytes]]], None],
     ) -> None:
         self.layout = layout
@@ -62,6 +63,7 @@ class LayoutStore:
         self._disk = disk
         self._counts = counts
         self._executor = executor
+        self._note = note
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._growing: asyncio.Task[None] | None = None
@@ -100,6 +102,7 @@ class LayoutStore:
             self._growing = None
         if self.arena.shortage:
             log.warning("the host tier is smaller than asked for", layout=self.name, reason=self.arena.shortage)
+            self._note("warning", f"the host tier for KV is smaller than asked for: {self.arena.shortage}")
 
     def _grow_ahead(self) -> None:
         """Half a step before it is needed."""
@@ -112,7 +115,7 @@ class LayoutStore:
         slots = self.tier.reserve(owner, message.blocks, time.monotonic(), self._use_on_disk)
         for block, slot in zip(message.blocks, slots, strict=True):
             if slot == kv.KNOWN:
-                self._consider(self.tier.slot_of(block.digest))
+                self._used_again(block)
         full = slots.count(kv.FULL)
         if full:
             self._counts.host_dropped["store_full"] += full
@@ -292,6 +295,12 @@ class LayoutStore:
             return False
         self._disk.port.touch(self.name, digest)
         return True
+
+    def _used_again(self, block: Block) -> None:
+        """A block that is there was offered."""
+        self._consider(self.tier.slot_of(block.digest))
+        if self._disk is not None and block.priority is not None:
+            self._disk.port.raise_priority(self.name, block.digest, block.priority)
 
     def _priority_on_disk(self, digest: bytes) -> int | None:
         return self._disk.port.priority_of(self.name, digest) if self._disk is not None else None

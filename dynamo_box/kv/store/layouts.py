@@ -29,6 +29,7 @@ class Layouts:
 
     def __init__(self, spec: KvStoreSpec, run_key: str, counts: Counts, note: Callable[[str, str], None]) -> None:
         self._shares = min(max(spec.layouts, 1), MAX_LAYOUTS)
+        self._host_bytes = spec.host_bytes
         self._share_bytes = spec.host_bytes // self._shares
         self._run_key = run_key
         self._counts = counts
@@ -51,10 +52,23 @@ class Layouts:
             store.close()
 
     @property
-    def shortage(self) -> str:
-        """Why the host tier is smaller than was asked for, "" if it isn't."""
-        reasons = [store.arena.shortage for store in self if store.arena.shortage]
-        return next(iter([*self._without_memory.values(), *reasons]), "")
+    def host_bytes(self) -> int:
+        """What the host tier may take: as asked for, without what the kernel didn't give."""
+        short = [store for store in self if store.arena.shortage or store.name in self._without_memory]
+        return self._host_bytes - sum(self._share_bytes - store.arena.backed_bytes for store in short)
+
+    def host_state(self) -> tuple[str, str]:
+        """As in `TierFigures`: the state, and why it isn't as asked for."""
+        if not self._host_bytes:
+            return "off", ""
+        arenas = [store.arena for store in self]
+        shortage = next(iter([*self._without_memory.values(), *(one.shortage for one in arenas if one.shortage)]), "")
+        if shortage:
+            return "on" if any(arena.backed for arena in arenas) else "suspended", shortage
+        if arenas and not any(arena.slots for arena in arenas):
+            smallest = min(arena.slot_bytes for arena in arenas)
+            return "off", f"{self._share_bytes} bytes a KV layout hold no block of {smallest}"
+        return "on", ""
 
     async def attach(self, layout: KvLayout, connection: int, owner: str) -> LayoutStore:
         """The layout, made if need be, with memory for its first slots; `LayoutStore.end` detaches.
@@ -108,7 +122,7 @@ class Layouts:
             self._without_memory[layout.name] = str(error)
             self._note("warning", f"the host tier of KV layout {layout.name} is off: {error}")
             arena = Arena(name, layout, 0)
-        return LayoutStore(layout, arena, self.disk, self._counts, self._executor, self._host_changed)
+        return LayoutStore(layout, arena, self.disk, self._counts, self._executor, self._note, self._host_changed)
 
     def _host_changed(self, store: LayoutStore, changes: Sequence[tuple[bool, bytes]]) -> None:
         self._tell("g2", store.name, changes)
@@ -119,7 +133,7 @@ class Layouts:
         run: list[bytes] = []
         run_stored = True
         for stored, digest in changes:
-            if others and any(self._holds(tier, store, digest) for store in others):
+            if not stored and any(self._holds(tier, store, digest) for store in others):
                 continue
             if stored != run_stored:
                 self._tell_run(tier, run_stored, run)

@@ -12,8 +12,12 @@ import msgspec
 from dynamo_box.child_life import Life
 from dynamo_box.errors import BoxError
 from dynamo_box.kv.store.counts import Counts
+from dynamo_box.kv.store.disk import DiskTier
+from dynamo_box.kv.store.disk_port import DiskEvents
+from dynamo_box.kv.store.layout import Disk
 from dynamo_box.kv.store.layouts import Layouts
 from dynamo_box.kv.store.server import KvServer
+from dynamo_box.kv.store.write_back import WriteBack
 from dynamo_box.log import get_logger
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import status
@@ -40,16 +44,41 @@ class KvStoreService:
         self._run = RunDir(Path(spec.run_dir))
         self._counts = Counts()
         self._layouts = Layouts(spec, self._run.key, self._counts, life.note)
+        if spec.disk_bytes:
+            self._layouts.disk = self._disk()
         self._server = KvServer(self._layouts, self._counts, life.changed)
 
     async def start(self) -> dict[str, str]:
         _allow_all_descriptors()
+        if self._layouts.disk is not None:
+            self._layouts.disk.port.start()
         self._server.listen(listen_unix(self._run.worker_socket(self._spec.name)))
         await self._layouts.events.listen(listen_unix(self._run.worker_socket(self._spec.name + EVENTS_SUFFIX)))
         return {"host_bytes": str(self._spec.host_bytes), "disk_bytes": str(self._spec.disk_bytes)}
 
+    def _disk(self) -> Disk:
+        spec = self._spec
+        if not spec.directory:
+            raise BoxError("the disk tier has no directory", remedy="set `directory`, or `disk_bytes` to 0")
+        port = DiskTier(
+            Path(spec.directory),
+            spec.disk_bytes,
+            threads=spec.disk_threads,
+            changed=self._disk_changed,
+            note=self._life.note,
+            owner=spec.run_dir,
+            write_queue_blocks=spec.write_queue_blocks,
+        )
+        return Disk(port, WriteBack(port, spec.disk_admission, self._counts.disk_dropped))
+
+    def _disk_changed(self, events: DiskEvents) -> None:
+        self._layouts.disk_changed(events)
+        self._life.changed()
+
     async def close(self) -> None:
         await self._server.close()
+        if self._layouts.disk is not None:
+            await self._layouts.disk.port.close(0.0)
         self._layouts.events.close()
         self._layouts.close()
 
@@ -57,6 +86,14 @@ class KvStoreService:
         """What waits for the disk may be written until `flush_s`."""
         self._server.stop_listening()
         self._layouts.events.stop_listening()
+        if self._layouts.disk is not None:
+            write_back = self._layouts.disk.write_back
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(self._spec.flush_s, deadline_s)):
+                    while write_back.queued:
+                        life.draining(write_back.queued)
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(write_back.idle.wait(), DRAIN_LOOK_S)
         life.draining(0)
 
     async def command(self, message: status.ParentMessage) -> None:
@@ -113,14 +150,11 @@ class KvStoreService:
     def _host_figures(self) -> TierFigures:
         counts = self._counts
         stores = list(self._layouts)
-        shortage = self._layouts.shortage
-        state = "off" if not self._spec.host_bytes else "on"
-        if shortage and not any(store.arena.backed for store in stores):
-            state = "suspended"
+        state, reason = self._layouts.host_state()
         return TierFigures(
             state=state,
-            reason=shortage,
-            capacity_bytes=self._spec.host_bytes,
+            reason=reason,
+            capacity_bytes=self._layouts.host_bytes,
             used_bytes=sum(store.tier.held * store.arena.slot_bytes for store in stores),
             blocks=sum(store.tier.held for store in stores),
             lookups=counts.host_lookups,

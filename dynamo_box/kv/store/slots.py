@@ -409,6 +409,10 @@ class HostTier:
         self._state[slot] = _FREE
         self._free.append(slot)
 
+    def eviction_order(self) -> list[bytes]:
+        """For tests: the next one first."""
+        return [self._digest[slot] for slot, _ in self._order]
+
     def check_integrity(self) -> None:
         """For tests: everything that is said twice is said alike.
 

@@ -1,4 +1,4 @@
-"""Which blocks of the host tier go to disk, and how many at once."""
+"""Which blocks of the host tier go to disk."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ HITS_TO_ADMIT = 2
 
 
 class WriteBack:
-    """At most `limit` blocks wait, and of one layout no more than half of its slots, since they can't be evicted then.
-    What finds no place is dropped, and looked at again when it is used again.
+    """Blocks in at most half of a layout's slots may wait for the disk, since those can't be evicted meanwhile; how many
+    in all is the disk tier's to say. What finds no place is dropped, and looked at again when it is used again.
     """
 
-    def __init__(self, disk: DiskPort, admission: DiskAdmission, limit: int, dropped: Counter[str]) -> None:
+    def __init__(self, disk: DiskPort, admission: DiskAdmission, dropped: Counter[str]) -> None:
         self._disk = disk
         self._wanted_hits = HITS_TO_ADMIT if admission == "second_hit" else 0
-        self._limit = limit
         self._dropped = dropped
         self.queued = 0
         self.idle = asyncio.Event()
+        """Nothing waits or is being written."""
         self.idle.set()
 
     def consider(self, layout_name: str, tier: HostTier, slot: int, data: memoryview) -> None:
@@ -34,16 +34,16 @@ class WriteBack:
         block = tier.block_in(slot)
         if self._disk.has(layout_name, block.digest):
             return
-        if self.queued >= self._limit or tier.pinned_slots >= max(tier.slots // 2, 1):
-            self._dropped["queue_full"] += 1
+        if tier.pinned_slots >= max(tier.slots // 2, 1):
+            self._dropped["slots_busy"] += 1
             return
 
         def done(_written: bool) -> None:
-            self._count(-1)
             tier.unpin(slot)
+            self._count(-1)
 
-        self._count(1)
         tier.pin(slot)
+        self._count(1)
         if self._disk.write(layout_name, block, data, done):
             done(False)
 
