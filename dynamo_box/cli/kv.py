@@ -165,7 +165,7 @@ def _layout_row(layout: KvLayoutFigures) -> tuple[str, ...]:
         f"{layout.host_leased:,}",
         f"{layout.host_writing:,}",
         f"{layout.disk_blocks:,}",
-        ", ".join(layout.owners) or "-",
+        ", ".join(dict.fromkeys(layout.owners)) or "-",
     )
 
 

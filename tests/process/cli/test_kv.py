@@ -33,7 +33,7 @@ DISK = TierFigures(
     "suspended", "held by box ab\x1b[2J (pid 77)", capacity_bytes=4 * GIB, failed=2, dropped={"queue_full": 3}
 )
 LAYOUT = KvLayoutFigures(
-    "0123456789abcdef0123456789abcdef", "f00d", "float32", 16, 737_280, ("smollm2.aggregated.0",),
+    "0123456789abcdef0123456789abcdef", "f00d", "float32", 16, 737_280, ("smollm2.aggregated.0",) * 2,
     host_slots=1400, host_blocks=512, host_free=880, host_leased=6, host_writing=2,
 )  # fmt: skip
 WORKER = WorkerTiers(
