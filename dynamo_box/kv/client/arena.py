@@ -19,6 +19,9 @@ from collections.abc import Iterator, Sequence
 from dynamo_box.kv.client.session import StoreGone
 from dynamo_box.protocol.kv import HEADER_BYTES, Attached, arena_headers_bytes, header_names
 
+_MADV_POPULATE_READ = 22
+"""From Linux 5.14; `mmap` doesn't name it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -36,6 +39,7 @@ class Arena:
         self._headers_bytes = attached.headers_bytes
         self._block_bytes = block_bytes
         self._map: mmap.mmap | None = None
+        self._in_page_table = bytearray(max(self.slots, 0))
         if not self.slots:
             return
         needs = attached.headers_bytes + attached.slots * attached.slot_bytes
@@ -66,6 +70,7 @@ class Arena:
     def views(self, slots: Sequence[int]) -> Iterator[list[memoryview]]:
         """Writable views of one block each; of no use after this."""
         assert self._map is not None
+        self._populate(slots)
         views: list[memoryview] = []
         with memoryview(self._map) as whole:
             for slot in slots:
@@ -77,6 +82,16 @@ class Arena:
                 for view in views:
                     with contextlib.suppress(BufferError):  # whoever keeps something of it keeps `close` from unmapping
                         view.release()
+
+    def _populate(self, slots: Sequence[int]) -> None:
+        """Map what was never touched here: at once it takes a fifth of what a fault for each page takes."""
+        assert self._map is not None
+        for slot in slots:
+            if not self._in_page_table[slot]:
+                self._in_page_table[slot] = 1
+                start = self._headers_bytes + slot * self._slot_bytes
+                with contextlib.suppress(OSError):  # a kernel before 5.14: then pages come one by one
+                    self._map.madvise(_MADV_POPULATE_READ, start, self._slot_bytes)
 
     def close(self) -> bool:
         """Unmap; False: somebody still holds a view, and nothing was unmapped."""

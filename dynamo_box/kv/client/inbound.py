@@ -60,7 +60,7 @@ class _Batch:
     asked_at: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Progress:
     """Of one Fetch: the first `count` of its blocks are in the pool and right."""
 

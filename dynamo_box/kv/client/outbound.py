@@ -1,5 +1,8 @@
 """Blocks of the pool into the host tier: reserve slots, copy, commit, a part of an Offer at a time.
 
+While one part is copied the slots for the next are asked for, and nobody waits for the answer to a Commit: on a busy
+machine a process that is woken for an answer waits for its turn, and that takes longer than the copy.
+
 A block whose parent is in no tier would never be found, so once the store has no slot for one, those after it in its
 chain are not copied. The other way round nothing is lost: what is KNOWN or being written by somebody else goes on.
 """
@@ -21,6 +24,10 @@ from dynamo_box.kv.client.session import StoreGone, StoreSession
 from dynamo_box.protocol.kv import BUSY, FULL, KNOWN, Abandon, Block, Commit, Committed, Reserve, Reserved
 
 PART_BLOCKS = 32
+PARTS_AHEAD = 2
+"""Parts that have slots, or have asked for them, and are not copied."""
+MAX_UNCOMMITTED = 8
+"""Parts that are copied, with no answer to their Commit."""
 
 log = logging.getLogger(__name__)
 
@@ -33,28 +40,57 @@ class Queued:
     fits: bool
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Progress:
-    """Of one Offer: what is before `place` is stored, known or dropped, or is being worked on."""
+    """Of one Offer: what is before `place` is stored, known or dropped, or in one of its `open` parts."""
 
     job: Offer
     place: int = 0
+    open: int = 0
     stored: int = 0
     known: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     cut: set[bytes] = field(default_factory=set)
     """Blocks that are in no tier: what follows them is of no use."""
+    copy_failed: bool = False
     bytes: int = 0
     seconds: float = 0.0
 
+    @property
+    def is_over(self) -> bool:
+        return self.place == len(self.job.blocks) and not self.open
+
+    def drop(self, reason: str, count: int) -> None:
+        if count:
+            self.dropped[reason] += count
+
     def drop_rest(self, reason: str) -> None:
-        left = len(self.job.blocks) - self.stored - self.known - self.dropped.total()
-        if left:
-            self.dropped[reason] += left
-        self.place = len(self.job.blocks)
+        """All that isn't accounted for."""
+        self.drop(reason, len(self.job.blocks) - self.stored - self.known - self.dropped.total())
+
+    def cuts(self, block: Block) -> bool:
+        """Whether the block's chain has a hole before it; it is dropped then."""
+        if not block.parent or block.parent not in self.cut:
+            return False
+        self.cut.add(block.digest)
+        self.drop("store_full", 1)
+        return True
 
     def result(self) -> Offered:
         return Offered(self.job.key, self.stored, self.known, dict(self.dropped), self.bytes, self.seconds)
+
+
+@dataclass(slots=True, eq=False)
+class _Part:
+    """Blocks of an Offer, by their places in it, for which `number` was asked at `asked_at`: a Reserve, and then a
+    Commit of `slots`.
+    """
+
+    progress: _Progress
+    places: list[int]
+    number: int
+    asked_at: float
+    slots: tuple[int, ...] = ()
 
 
 class OutboundLane(Lane[Queued]):
@@ -77,6 +113,9 @@ class OutboundLane(Lane[Queued]):
         self._queue_guard = threading.Lock()
         self._queued = 0
         self._begun: deque[_Progress] = deque()
+        self._reserving: deque[_Part] = deque()
+        self._committing: deque[_Part] = deque()
+        self._busy_until = 0.0
 
     @property
     def queued(self) -> int:
@@ -99,18 +138,19 @@ class OutboundLane(Lane[Queued]):
             self._refuse_overflow(job.job)
 
     def work(self, link: Link) -> bool:
-        if not self._begun:
-            return False
-        progress = self._begun[0]
-        start, progress.place = progress.place, min(progress.place + PART_BLOCKS, len(progress.job.blocks))
-        self._store(link, progress, range(start, progress.place))
-        if progress.place == len(progress.job.blocks):
-            self._begun.popleft()
+        self._ask_ahead(link)
+        copied = self._copy_next(link)
+        committed = self._take_committed(link)
+        for progress in [one for one in self._begun if one.is_over]:
+            self._begun.remove(progress)
             self._answer(progress.result())
-        return True
+        if (deadline := self.next_deadline()) is not None and time.monotonic() >= deadline:
+            raise StoreGone(f"the kvstore has not answered for {self._limits.store_s:g} s")
+        return copied or committed
 
     def next_deadline(self) -> float | None:
-        return None
+        asked = [parts[0].asked_at for parts in (self._reserving, self._committing) if parts]
+        return min(asked) + self._limits.store_s if asked else None
 
     def refuse(self, job: Queued, reason: str) -> None:
         if job.fits:
@@ -121,69 +161,114 @@ class OutboundLane(Lane[Queued]):
             self._refuse_overflow(job.job)
 
     def abort(self, reason: str) -> None:
+        self._reserving.clear()
+        self._committing.clear()
         while self._begun:
             progress = self._begun.popleft()
             progress.drop_rest("store_gone")
             self._answer(progress.result())
 
-    def _store(self, link: Link, progress: _Progress, part: range) -> None:
-        began = time.monotonic()
-        wanted = [place for place in part if not self._is_cut(progress, progress.job.blocks[place])]
-        if not wanted:
-            return
-        blocks = tuple(progress.job.blocks[place] for place in wanted)
-        reserved = link.session.call(lambda number: Reserve(number, blocks), Reserved, self._limits.store_s)
-        if len(reserved.slots) != len(blocks) or not _sound(link, reserved.slots):
+    def _ask_ahead(self, link: Link) -> None:
+        """Reserve slots for the next parts."""
+        for progress in self._begun:
+            blocks = progress.job.blocks
+            while progress.place < len(blocks):
+                if len(self._reserving) >= PARTS_AHEAD or len(self._committing) >= MAX_UNCOMMITTED:
+                    return
+                start, progress.place = progress.place, min(progress.place + PART_BLOCKS, len(blocks))
+                places = [place for place in range(start, progress.place) if not progress.cuts(blocks[place])]
+                if places:
+                    wanted = tuple(blocks[place] for place in places)
+                    number = link.session.post(lambda number, wanted=wanted: Reserve(number, wanted))  # type: ignore[misc]
+                    self._reserving.append(_Part(progress, places, number, time.monotonic()))
+                    progress.open += 1
+
+    def _copy_next(self, link: Link) -> bool:
+        """Copy the part whose slots have come, and commit them; False if none have."""
+        reserved = link.session.taken(self._reserving[0].number, Reserved) if self._reserving else None
+        if reserved is None:
+            return False
+        part = self._reserving.popleft()
+        if len(reserved.slots) != len(part.places) or not _sound(link, reserved.slots):
             raise StoreGone("the kvstore gives slots that can't be")
-        places: list[int] = []
-        slots: list[int] = []
+        self._ask_ahead(link)
+        progress, asked_at = part.progress, part.asked_at
+        places = self._sort(link, part, reserved.slots)
+        if places and self._copy(link, places, part.slots):
+            part.number = link.session.post(lambda number: Commit(number, part.slots))
+            part.asked_at = time.monotonic()
+            self._committing.append(part)
+        else:
+            progress.open -= 1
+            if places:
+                self._give_up(link, part)
+        now = time.monotonic()
+        progress.seconds += now - max(asked_at, self._busy_until)
+        self._busy_until = now
+        return True
+
+    def _sort(self, link: Link, part: _Part, slots: tuple[int, ...]) -> list[int]:
+        """Pool blocks to copy into `part.slots`."""
+        progress = part.progress
+        pool_blocks: list[int] = []
+        to_fill: list[int] = []
         useless: list[int] = []
-        for place, block, slot in zip(wanted, blocks, reserved.slots, strict=True):
+        for place, slot in zip(part.places, slots, strict=True):
+            block = progress.job.blocks[place]
             if slot == KNOWN:
                 progress.known += 1
             elif slot == BUSY:
-                progress.dropped["store_busy"] += 1
+                progress.drop("store_busy", 1)
             elif slot == FULL:
-                progress.dropped["store_full"] += 1
+                progress.drop("store_full", 1)
                 progress.cut.add(block.digest)
-            elif self._is_cut(progress, block):
+            elif progress.copy_failed:
+                progress.drop("copy_failed", 1)
+                useless.append(slot)
+            elif progress.cuts(block):
                 useless.append(slot)
             else:
-                places.append(progress.job.pool_blocks[place])
-                slots.append(slot)
+                pool_blocks.append(progress.job.pool_blocks[place])
+                to_fill.append(slot)
         if useless:
             link.session.tell(Abandon(tuple(useless)))
-        if not slots:
-            return
-        if not self._copy(link, places, slots):
-            link.session.tell(Abandon(tuple(slots)))
-            progress.drop_rest("copy_failed")
-            return
-        committed = link.session.call(lambda number: Commit(number, tuple(slots)), Committed, self._limits.store_s)
-        lost = len(set(committed.lost) & set(slots))
-        if lost:
-            progress.dropped["store_busy"] += lost
-        progress.stored += len(slots) - lost
-        progress.bytes += (len(slots) - lost) * self._block_bytes
-        progress.seconds += time.monotonic() - began
+        part.slots = tuple(to_fill)
+        return pool_blocks
 
-    def _is_cut(self, progress: _Progress, block: Block) -> bool:
-        """Whether the block's chain has a hole before it; it is dropped then."""
-        if not block.parent or block.parent not in progress.cut:
-            return False
-        progress.cut.add(block.digest)
-        progress.dropped["store_full"] += 1
-        return True
-
-    def _copy(self, link: Link, places: list[int], slots: list[int]) -> bool:
+    def _copy(self, link: Link, pool_blocks: list[int], slots: tuple[int, ...]) -> bool:
         with self.writing(), link.arena.views(slots) as views:
             try:
-                self._copier.copy_out(places, views)
+                self._copier.copy_out(pool_blocks, views)
             except Exception as error:  # the engine's own; whatever it is, these blocks are not stored
                 log.exception("blocks of the pool could not be copied out")
                 traceback.clear_frames(error.__traceback__)  # they hold views of the arena
                 return False
         return True
+
+    def _give_up(self, link: Link, part: _Part) -> None:
+        """A copy failed: nothing more of its Offer is stored."""
+        progress = part.progress
+        progress.copy_failed = True
+        progress.drop("copy_failed", len(part.slots) + len(progress.job.blocks) - progress.place)
+        progress.place = len(progress.job.blocks)
+        link.session.tell(Abandon(part.slots))
+
+    def _take_committed(self, link: Link) -> bool:
+        taken = False
+        while self._committing:
+            part = self._committing[0]
+            committed = link.session.taken(part.number, Committed)
+            if committed is None:
+                break
+            self._committing.popleft()
+            lost = len(set(committed.lost) & set(part.slots))
+            stored = len(part.slots) - lost
+            part.progress.open -= 1
+            part.progress.drop("store_busy", lost)
+            part.progress.stored += stored
+            part.progress.bytes += stored * self._block_bytes
+            taken = True
+        return taken
 
     def _refuse_overflow(self, job: Offer) -> None:
         self._deliver(Offered(job.key, dropped={"queue_full": len(job.blocks)} if job.blocks else {}))
