@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
+from prometheus_client import generate_latest
 
 from dynamo_box.frontend import stats as module
 from dynamo_box.frontend.stats import WORKER_WINDOW, RequestStats, Stats
 from dynamo_box.protocol.figures import FrontendFigures, Latency
+from dynamo_box.protocol.route import Placed
 
 WORKERS = ("w0", "w1")
 
@@ -116,3 +118,9 @@ def test_a_worker_that_is_gone_holds_no_requests(stats: Stats) -> None:
     stats.end(request, 200)
     stats.refresh_gauges(["m"], [("m", "w1")])
     assert held() == {"w1": 0}
+
+
+def test_the_routers_hit_rate_counts_what_is_loaded_as_well(stats: Stats) -> None:
+    for placed in (Placed(1, "w0", 2, "", host_blocks=3, disk_blocks=1), Placed(2, "w0", 0, "")):
+        stats.metrics.note_placement("m", placed, prompt_blocks=8, hashing_ms=0.1, round_trip_ms=0.2)
+    assert b'dynamo_component_router_kv_hit_rate{model="m"} 0.375' in generate_latest(stats.metrics.registry)
