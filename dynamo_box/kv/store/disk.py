@@ -69,7 +69,7 @@ class DiskTier:
             self._off = f"{wording.size(capacity_bytes)} hold no block; raise the capacity or set it to 0"
         self._layouts: dict[str, KvLayout] = {}
         self._counts = DiskCounts()
-        self._outbox = Outbox(changed)
+        self._outbox = Outbox(changed, self._layouts)
         self._life = DiskLife(
             directory, owner, threads, self._pace, taken=self._taken, lost=self._lost, ticked=self._advance, note=note
         )
@@ -91,6 +91,7 @@ class DiskTier:
         self._clearing = self._clear_sent = False
         self._closing = False
         self._idle = asyncio.Event()
+        self._settled = False
         self._next_damage_note = self._next_measure = 0.0
         self._damage = ""
         self._unnoted_damage = 0
@@ -118,7 +119,7 @@ class DiskTier:
         """Write what waits, for at most `flush_s`, and let go of the directory. What hangs is left behind, with the
         memory that it is at, and is never answered.
         """
-        if self._off:
+        if self._off or self._closing:
             return
         self._closing = True
         await self._wait_idle(flush_s, lambda: not self._writes.queued)
@@ -137,6 +138,16 @@ class DiskTier:
     def indexing(self) -> int:
         """Layouts that are still being looked at."""
         return self._scan.left if self._scan is not None else 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is on, knows all that is there, and how much room the disk has."""
+        return self._life.on and self._settled
+
+    @property
+    def room(self) -> int:
+        """Bytes that it may hold now: less than its capacity where the disk has less."""
+        return self._writes.room
 
     @property
     def indexed_in_s(self) -> float | None:
@@ -319,6 +330,7 @@ class DiskTier:
             directory,
             self._life.keeper,
             list(self._layouts.values()),
+            self._counts,
             found=self._found,
             removed=lambda names: self._sweep(directory, names),
             finished=lambda: self._indexed(directory),
@@ -329,7 +341,7 @@ class DiskTier:
         if self._scan is not None:
             self._scan.stop()
             self._scan = None
-        self._clear_sent = False
+        self._clear_sent = self._settled = False
         index = self._writes.index
         self._writes.index, self._writes.doomed_bytes = index.emptied(), 0
         self._writes.lose("suspended")
@@ -353,8 +365,7 @@ class DiskTier:
             for block in blocks
             if index.add_old(layout.name, block.digest, block.priority, block.occupied, block.used_ns)
         ]
-        if layout.name in self._layouts:
-            self._outbox.stored(layout.name, new)
+        self._outbox.stored(layout.name, new)
 
     def _indexed(self, directory: TierDirectory) -> None:
         if self._scan is not None and self._indexed_in_s is None:
@@ -385,6 +396,7 @@ class DiskTier:
             return
         if self._writes.room == self._capacity:
             self._shrunk_noted = False
+        self._settled = True
         self._life.confirm()
         self._delete(directory, [gone.path for gone in self._writes.trim()])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -57,10 +57,11 @@ class DiskCounts:
 
 
 class Outbox:
-    """Tells of changes in their order; of many at once in pieces, over turns of the loop."""
+    """Tells of changes of the layouts in `of`, in their order; of many at once in pieces, over turns of the loop."""
 
-    def __init__(self, changed: Callable[[DiskEvents], None]) -> None:
+    def __init__(self, changed: Callable[[DiskEvents], None], of: Container[str]) -> None:
         self._changed = changed
+        self._of = of
         self._waiting: deque[tuple[str, bool, Iterator[bytes]]] = deque()
 
     def stored(self, layout: str, digests: Iterable[bytes]) -> None:
@@ -70,6 +71,8 @@ class Outbox:
         self._send(layout, False, digests)
 
     def _send(self, layout: str, stored: bool, digests: Iterable[bytes]) -> None:
+        if layout not in self._of:
+            return
         self._waiting.append((layout, stored, iter(digests)))
         if len(self._waiting) == 1:
             self._drain()

@@ -26,6 +26,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -58,8 +59,7 @@ class Holder(msgspec.Struct, frozen=True):
     host: str
 
 
-@dataclass(frozen=True, slots=True)
-class FoundBlock:
+class FoundBlock(NamedTuple):
     """`used_ns` is when it was last used, in Unix time."""
 
     digest: bytes

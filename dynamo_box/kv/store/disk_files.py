@@ -22,7 +22,6 @@ import contextlib
 import errno
 import mmap
 import os
-import re
 import struct
 import threading
 from collections.abc import Sequence
@@ -41,7 +40,8 @@ _MAGIC = b"DYNBOXG3"
 _VERSION = 1
 _HEADER = struct.Struct(f"<8sIQ32s{DIGEST_BYTES}s{DIGEST_BYTES}sI")
 _SEAL = struct.Struct("<I")
-_NAME = re.compile(r"([0-9a-f]{32})\.(u|0|[1-9][0-9]{0,2})\.kv")
+_PRIORITIES = {".u.kv": None, **{f".{priority}.kv": priority for priority in range(HIGHEST_PRIORITY + 1)}}
+"""By what follows the digest in a name."""
 
 
 class Damaged(Exception):
@@ -74,13 +74,14 @@ def file_path(layout: str, digest: bytes, priority: int | None) -> str:
 
 def parse_name(name: str) -> tuple[bytes, int | None] | None:
     """(digest, priority) of a name as `file_name` makes it, None for any other."""
-    match = _NAME.fullmatch(name)
-    if match is None:
+    stem, suffix = name[: 2 * DIGEST_BYTES], name[2 * DIGEST_BYTES :]
+    if suffix not in _PRIORITIES:
         return None
-    priority = None if match[2] == "u" else int(match[2])
-    if priority is not None and priority > HIGHEST_PRIORITY:
+    try:
+        digest = bytes.fromhex(stem)
+    except ValueError:
         return None
-    return bytes.fromhex(match[1]), priority
+    return (digest, _PRIORITIES[suffix]) if digest.hex() == stem else None
 
 
 def write_block(

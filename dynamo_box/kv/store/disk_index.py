@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -53,7 +54,7 @@ class DiskIndex:
         self.used_bytes = 0
         self.shelves: dict[str, Shelf] = {}
         self._order = EvictionOrder(HIGHEST_PRIORITY + 1)
-        self._old: dict[int, list[int]] = {}
+        self._old: defaultdict[int, list[int]] = defaultdict(list)
         """By level, a heap of time << _SLOT_BITS | slot. What has left it otherwise is skipped when it comes up."""
         self._free = array("i")
         self._state = bytearray()
@@ -98,19 +99,20 @@ class DiskIndex:
 
     def add(self, layout: str, digest: bytes, priority: int | None, occupied: int) -> None:
         """One that was just written, and isn't there."""
-        self._place(self._new(layout, digest, priority, occupied))
+        self._place(self._new(self.shelf(layout), digest, priority, occupied))
 
     def add_old(self, layout: str, digest: bytes, priority: int | None, occupied: int, used_ns: int) -> bool:
         """One that was found on disk; False if it is there already."""
-        if self.has(layout, digest):
+        shelf = self.shelf(layout)
+        if digest in shelf.slots:
             return False
-        slot = self._new(layout, digest, priority, occupied)
+        slot = self._new(shelf, digest, priority, occupied)
         self._used_ns[slot] = used_ns
-        if digest in self.shelf(layout).pins:
+        if digest in shelf.pins:
             self._state[slot] = _PINNED
         else:
             self._state[slot] = _OLD
-            heapq.heappush(self._old.setdefault(counts_as(priority), []), used_ns << _SLOT_BITS | slot)
+            heapq.heappush(self._old[counts_as(priority)], used_ns << _SLOT_BITS | slot)
         return True
 
     def touch(self, layout: str, digest: bytes) -> bool:
@@ -189,11 +191,10 @@ class DiskIndex:
     def _level(self, slot: int) -> int:
         return counts_as(_optional(self._priority[slot]))
 
-    def _new(self, layout: str, digest: bytes, priority: int | None, occupied: int) -> int:
+    def _new(self, shelf: Shelf, digest: bytes, priority: int | None, occupied: int) -> int:
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        shelf = self.shelf(layout)
         shelf.slots[digest] = slot
         self._shelf[slot] = shelf
         self._digest[slot] = digest

@@ -137,6 +137,7 @@ class DiskLife:
         self._try_later(self._pause)
         self._tell_off()
         self._lost()
+        self.io.refuse_waiting(Unusable(reason))
 
     def end(self) -> None:
         """For good. What hangs is left behind."""

@@ -72,6 +72,15 @@ class Pool:
         began = [job.beat for job in self._jobs if job.beat]
         return time.monotonic() - min(began) if began else 0.0
 
+    def refuse_waiting(self, error: Exception) -> None:
+        """Those that no thread is at have failed with this."""
+        with self._given:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        for job in waiting:
+            self._jobs.discard(job)
+            job.failed(error)
+
     def end_jobs(self) -> None:
         """Ask those underway to end early."""
         for job in self._jobs:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynamo_box.kv.store.disk_counts import DiskCounts
-from dynamo_box.kv.store.disk_directory import TierDirectory
+from dynamo_box.kv.store.disk_directory import TierDirectory, Unusable
 from dynamo_box.kv.store.disk_files import BlockId, Damaged, read_block
 from dynamo_box.kv.store.disk_pool import Job, Pool
 from dynamo_box.protocol.kv import MAX_BATCH, KvLayout
@@ -143,12 +143,12 @@ def _read_part(job: Job, directory: TierDirectory, layout: KvLayout, wanted: Seq
         except Damaged as damage:
             part.verdicts.append(str(damage))
         except FileNotFoundError:
-            part.verdicts.append(missing)
             try:
                 directory.check()
-            except Exception as error:  # noqa: BLE001  it ends the tier, not this thread
+            except (OSError, Unusable) as error:  # it isn't the block that is gone
                 part.error = error
                 return part
+            part.verdicts.append(missing)
         except OSError as error:
             part.verdicts.append(f"can't be read: {error.strerror}")
             part.error = error

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
+from dynamo_box.kv.store.disk_counts import DiskCounts
 from dynamo_box.kv.store.disk_directory import FoundBlock, Scanned, TierDirectory
 from dynamo_box.kv.store.disk_pool import Pool
 from dynamo_box.log import get_logger
@@ -28,6 +29,7 @@ class DiskScan:
         directory: TierDirectory,
         keeper: Pool,
         attached: Collection[KvLayout],
+        counts: DiskCounts,
         *,
         found: Callable[[KvLayout, Sequence[FoundBlock]], None],
         removed: Callable[[list[str]], None],
@@ -36,6 +38,7 @@ class DiskScan:
     ) -> None:
         self._directory = directory
         self._keeper = keeper
+        self._counts = counts
         self._found = found
         self._removed = removed
         self._finished = finished
@@ -49,8 +52,7 @@ class DiskScan:
         """Layouts that aren't known whole."""
         self.took_s: float | None = None
         """All that was there at first."""
-        self.damaged = 0
-        self.foreign = 0
+        self._damaged = self._foreign = 0
         keeper.submit(lambda _: (directory.layouts(), directory.removed()), self._listed, self._fail)
 
     def add(self, layout: KvLayout) -> None:
@@ -86,8 +88,10 @@ class DiskScan:
         if not self._layouts:
             if self.took_s is None:
                 self.took_s = time.monotonic() - self._began
-            if self.damaged or self.foreign:
-                log.info("files of the disk tier that are no blocks", deleted=self.damaged, left_alone=self.foreign)
+            if self._damaged or self._foreign:
+                log.info("files of the disk tier that are no blocks", deleted=self._damaged, left_alone=self._foreign)
+                self._counts.failed += self._damaged
+                self._damaged = self._foreign = 0
             self._finished()
             return
         layout = self._layouts.popleft()
@@ -108,8 +112,8 @@ class DiskScan:
         shelf = self._shelves.popleft()
 
         def scanned(result: Scanned) -> None:
-            self.damaged += result.damaged
-            self.foreign += result.foreign
+            self._damaged += result.damaged
+            self._foreign += result.foreign
             self._hand_over(layout, result.blocks)
 
         self._keeper.submit(lambda _: self._directory.scan(layout, shelf), scanned, self._fail)
