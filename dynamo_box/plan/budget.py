@@ -144,10 +144,8 @@ def host_reasons(need: int, capacity: int, asleep: Mapping[str, int], tier: int 
     parts += [f"{format_size(weights)} for the weights of {', '.join(asleep)} while they sleep"] if weights else []
     said = f" ({' + '.join(parts)})" if len(parts) > 1 else parts[0].removeprefix(format_size(need))
     missing = total - capacity
-    ways = ["with keep: disk they need none"] if weights else []
-    ways += [f"with memory.tiers.host at {format_size(tier - missing)} it would fit"] if tier > missing else []
     text = f"host: needs {format_size(total)}{said}, may use {format_size(capacity)}: {format_size(missing)} missing"
-    return ["; ".join((text, *ways))]
+    return [f"{text}; with keep: disk they need none" if weights else text]
 
 
 def sleeping_bytes(

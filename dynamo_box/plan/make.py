@@ -47,7 +47,7 @@ from dynamo_box.plan.processes import (
     uses_gms,
     worker_processes,
 )
-from dynamo_box.plan.tiers import host_bytes, kvstore_process, tier_plan, tier_reasons, tier_warnings
+from dynamo_box.plan.tiers import host_bytes, kvstore_process, tier_plan, tier_reasons, tier_warnings, without_tiers
 from dynamo_box.plan.types import ModelPolicy, Plan, RestartPolicy
 from dynamo_box.profile.catalogue import facts_for
 from dynamo_box.profile.facts import ModelFacts
@@ -302,12 +302,17 @@ def fitting_profiles(hardware: Hardware, facts: Mapping[str, ModelFacts], profil
     """Names of those that can be planned here, simulated ones last."""
     fitting: list[str] = []
     for name, profile in profiles.items():
-        try:
-            make_plan(profile, hardware, facts, run_dir="")
-        except PlanRefused:
-            continue
-        fitting.append(name)
+        if _fits(profile, hardware, facts):
+            fitting.append(name)
     return sorted(fitting, key=lambda name: (profiles[name].simulate is not None, name))
+
+
+def _fits(profile: Profile, hardware: Hardware, facts: Mapping[str, ModelFacts]) -> bool:
+    try:
+        make_plan(profile, hardware, facts, run_dir="")
+    except PlanRefused:
+        return False
+    return True
 
 
 def _refusal(
@@ -319,6 +324,8 @@ def _refusal(
 ) -> PlanRefused:
     fitting = [one for one in fitting_profiles(hardware, facts, shipped()) if one != profile.name] if shipped else []
     remedy = f"shipped profiles that fit this machine: {', '.join(fitting)}" if fitting else None
+    if profile.memory.tiers.host and _fits(without_tiers(profile), hardware, facts):
+        remedy = "without KV tiers it would fit: set memory.tiers.host lower, or it and memory.tiers.disk to 0"
     return PlanRefused(f"this machine can't carry profile {profile.name}", remedy=remedy, details=tuple(reasons))
 
 

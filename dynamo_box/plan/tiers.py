@@ -103,6 +103,11 @@ def tier_warnings(profile: Profile, memories: Sequence[WorkerMemory], variables:
     return []
 
 
+def without_tiers(profile: Profile) -> Profile:
+    tiers = profile.memory.tiers.model_copy(update={"host": 0, "disk": 0})
+    return profile.model_copy(update={"memory": profile.memory.model_copy(update={"tiers": tiers})})
+
+
 def host_bytes(plan: TierPlan | None) -> tuple[ByteItem, ...]:
     """What the store takes of the host's memory."""
     if plan is None:

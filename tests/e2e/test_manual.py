@@ -59,8 +59,8 @@ MEANING = {
 """What stands for a placeholder: in these words of an example, else anywhere."""
 
 EXIT_CODES = {"dynbox doctor": {0, 1}, "dynbox service status": {3}, "dynbox kv clear": {3}}
-"""Of examples that begin like this: a machine may have something wrong, no service is installed, and mock workers have no
-KV tiers.
+"""Of examples that begin like this: a machine may have something wrong, no service is installed, and mock workers have
+no KV tiers.
 """
 
 NOT_RUN = {

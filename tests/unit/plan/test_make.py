@@ -19,6 +19,7 @@ from dynamo_box.plan.awake import Standing, make_room, needs_of
 from dynamo_box.plan.cores import share_among, share_cores
 from dynamo_box.plan.make import make_plan
 from dynamo_box.plan.render import plan_json, plan_text, planned_bytes
+from dynamo_box.plan.tiers import without_tiers
 from dynamo_box.plan.types import ModelPolicy, Plan
 from dynamo_box.profile.catalogue import CATALOGUE
 from dynamo_box.profile.facts import ModelFacts
@@ -54,8 +55,10 @@ def workers(plan: Plan) -> list[WorkerSpec]:
 
 def test_smollm2() -> None:
     plan = plan_of("smollm2")
-    assert [process.name for process in plan.processes] == ["gms@cpu", "router", "smollm2.aggregated.0", "frontend"]
-    gms, router, worker, frontend = plan.processes
+    assert [process.name for process in plan.processes] == [
+        "gms@cpu", "kvstore", "router", "smollm2.aggregated.0", "frontend",
+    ]  # fmt: skip
+    gms, _, router, worker, frontend = plan.processes
     assert (gms.kind, gms.program, gms.device, gms.model) == ("gms", ("python", "-m", "dynamo_box.gms"), "cpu", None)
     device, host = plan.devices
     assert gms.spec == GmsSpec(
@@ -220,12 +223,13 @@ def test_weights_that_sleep_on_the_device_count_there() -> None:
 
 def test_host_memory_must_hold_what_sleeps() -> None:
     device = CpuDevice(cores=(0, 1), memory_total=4 * GIB, memory_available=2 * GIB)
-    (reason,) = refusal("two-models", Hardware(cpu=device))
-    assert reason == (
+    profile = without_tiers(load_profile("two-models", {}))
+    with pytest.raises(PlanRefused) as caught:
+        make_plan(profile, Hardware(cpu=device), {}, run_dir="/r")
+    assert caught.value.details == (
         "host: needs 1.48 GiB (744 MiB for interpreters and libraries + 772 MiB for the weights of smollm2, smollm2-bf16 "
-        "while they sleep), may use 1.02 GiB: 473 MiB missing; with keep: disk they need none"
+        "while they sleep), may use 1.02 GiB: 473 MiB missing; with keep: disk they need none",
     )
-    profile = load_profile("two-models", {})
     on_disk = profile.model_copy(update={"sleep": profile.sleep.model_copy(update={"keep": "disk"})})
     assert make_plan(on_disk, Hardware(cpu=device), {}, run_dir="/r").awake == ("smollm2",)
 
@@ -269,7 +273,7 @@ def test_a_port_of_ones_own() -> None:
 
 
 def test_kv_shrinks_to_what_is_there_but_not_below_one_context() -> None:
-    roomy, tight = (workers(plan_of("smollm2", Hardware(cpu=cpu(gib=gib))))[0].kv_bytes for gib in (8, 1.6))
+    roomy, tight = (workers(plan_of("model: smollm2", Hardware(cpu=cpu(gib=gib))))[0].kv_bytes for gib in (8, 1.6))
     one_context = 8192 * 30 * 2 * 3 * 64 * 4
     assert roomy > tight >= one_context
     assert tight % (16 * 30 * 2 * 3 * 64 * 4) == 0
@@ -363,7 +367,7 @@ def test_gpus_that_others_use_are_not_free() -> None:
 
 
 def test_too_little_memory_says_how_much_and_what_would_do() -> None:
-    assert refusal("smollm2", Hardware(cpu=cpu(gib=1.5))) == (
+    assert refusal("model: smollm2", Hardware(cpu=cpu(gib=1.5))) == (
         "cpu: needs 957 MiB (weights 513 MiB + KV 360 MiB + overhead 84.0 MiB), may use 886 MiB: 70.7 MiB missing; "
         "with context_length: 6576 it would fit",
     )

@@ -12,7 +12,7 @@ from dynamo_box.plan.make import make_plan
 from dynamo_box.plan.render import plan_text
 from dynamo_box.plan.types import Plan
 from dynamo_box.profile.aliases import with_aliases
-from dynamo_box.profile.load import load_text
+from dynamo_box.profile.load import load_profile, load_text
 from dynamo_box.protocol.spec import GmsSpec, KvStoreSpec, Offload, RouterSpec, WorkerSpec
 
 GIB = 1 << 30
@@ -144,10 +144,15 @@ def test_a_host_tier_below_one_block_is_refused_with_the_arithmetic() -> None:
     assert ", for each of 2 models and data types: 724 KiB missing" in reason
 
 
-def test_a_tier_that_does_not_fit_says_how_large_it_may_be() -> None:
+def test_a_tier_that_does_not_fit_is_named_as_the_reason() -> None:
     (reason,) = refusal("model: smollm2\nmemory: {host: 3GiB, cpu: 2GiB, tiers: {host: 1GiB}}")
     assert "+ 1.00 GiB for the host tier of KV), may use 1.00 GiB: " in reason
-    assert "; with memory.tiers.host at " in reason and reason.endswith("it would fit")
+    with pytest.raises(PlanRefused) as caught:
+        planned(TIERED, gib=2)
+    assert caught.value.remedy is not None and caught.value.remedy.startswith("without KV tiers it would fit: ")
+    with pytest.raises(PlanRefused) as caught:
+        planned(TIERED, gib=1)
+    assert caught.value.remedy is None, "nor without"
 
 
 def test_a_dry_run_says_what_came_from_where() -> None:
@@ -171,3 +176,14 @@ def test_a_dry_run_says_what_came_from_where() -> None:
         "(DYN_KVBM_DISK_CACHE_DIR), to disk at the second hit (profile), blocks of priority 40 and above "
         "(DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY)"
     )
+
+
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-duo", "two-models"])
+def test_every_native_profile_has_both_tiers_on_a_machine_with_8_gib_free(name: str) -> None:
+    profile = load_profile(name, {})
+    cpu = CpuDevice(cores=(0, 1), memory_total=8 * GIB, memory_available=8 * GIB)
+    plan = make_plan(profile, Hardware(cpu=cpu), {}, run_dir="/r", tiers_directory="/home/kv")
+    spec = store(plan)
+    assert spec is not None and spec.disk_bytes > spec.host_bytes >= GIB // 2
+    assert spec.layouts == len(profile.served)
+    assert all(worker.kvstore for worker in specs(plan, WorkerSpec))
