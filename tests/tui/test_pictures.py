@@ -37,7 +37,7 @@ SHOWN_BY = {
     "events": "Events ",
 }
 """What stands on a screen once it is drawn."""
-FLOWING = {"memory": "device→host", "routing": "prompts now", "fleet": "smollm2.aggregated"}
+FLOWING = {"memory": "device→host", "routing": "own pool", "fleet": "smollm2.aggregated"}
 """What stands there once a box with tiers has been watched for a while."""
 
 

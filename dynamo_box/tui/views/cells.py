@@ -17,7 +17,7 @@ from typing import TypeGuard
 from rich.cells import chop_cells
 
 from dynamo_box import wording
-from dynamo_box.protocol.figures import KvStoreFigures, Quantiles, WorkerFigures
+from dynamo_box.protocol.figures import Quantiles, WorkerFigures
 from dynamo_box.snapshot import DeviceInfo, ProcessInfo
 from dynamo_box.tui.model import Cell, Column, Row, Span, Table, Tone
 from dynamo_box.tui.text import clip, fill, is_time, one_line, span_of_time, width_of
@@ -232,12 +232,10 @@ def kv_pool(worker: WorkerFigures) -> Cell:
 def other_bytes(process: ProcessInfo) -> int | None:
     """Resident memory beside weights and KV, which only on the cpu device are part of it.
 
-    None where the process doesn't say how much these are, or where they are not resident as a whole. What a worker has
-    touched of the host tier is part of what is resident there, and nobody counts it.
+    None where the worker doesn't say how much these are, or where they are not resident as a whole. What a process has
+    touched of the host tier is in it too: nobody tells how much that is.
     """
     resident, worker = process.rss_bytes, process.figures
-    if resident is not None and isinstance(worker, KvStoreFigures):
-        return resident - worker.host.used_bytes if resident >= worker.host.used_bytes else None
     if resident is None or process.device != "cpu":
         return resident
     if not isinstance(worker, WorkerFigures) or worker.weights_bytes is None or worker.kv_bytes is None:

@@ -48,9 +48,9 @@ def row_key(decision: Decision) -> str:
     return f"{decision.at:.6f} {decision.request_id}"
 
 
-def row(decision: Decision, now: float) -> Row:
+def row(decision: Decision, now: float, *, tiers: bool = False) -> Row:
+    """With what the winner would load, if the box has KV `tiers`."""
     winner, second = winner_of(decision), runner_up(decision)
-    credited = _is_credited(decision)
     return Row(
         row_key(decision),
         (
@@ -60,9 +60,9 @@ def row(decision: Decision, now: float) -> Row:
             cells.text(decision.mode),
             cells.name(decision.winner, Tone.ACCENT),
             _overlap(winner, decision.prompt_blocks),
-            _blocks(winner.host_blocks, Tone.HOST) if winner is not None and credited else cells.ABSENT,
-            _blocks(winner.disk_blocks, Tone.DISK) if winner is not None and credited else cells.ABSENT,
-            sources.credit_cell(winner, decision.prompt_blocks) if credited else cells.ABSENT,
+            _blocks(winner.host_blocks, Tone.HOST) if winner is not None and tiers else cells.ABSENT,
+            _blocks(winner.disk_blocks, Tone.DISK) if winner is not None and tiers else cells.ABSENT,
+            sources.credit_cell(winner, decision.prompt_blocks) if tiers else cells.ABSENT,
             _load(winner),
             _cost(winner),
             cells.ABSENT if second is None else cells.name(second.worker),
@@ -99,13 +99,12 @@ def why(decision: Decision) -> str:
     return f"lowest cost, level with {level - 1} more: the smallest index, then chance"
 
 
-def lines(decision: Decision, now: float) -> list[Line]:
+def lines(decision: Decision, now: float, *, tiers: bool = False) -> list[Line]:
     """The whole placement: what was asked, who was weighed, and why the winner won."""
     ranked = sorted(decision.candidates, key=lambda each: each.cost)
-    credited = _is_credited(decision)
-    candidates = [_candidate(each, decision, credited) for each in ranked]
+    candidates = [_candidate(each, decision, tiers) for each in ranked]
     heads = ("candidate", "overlap", "host", "disk", "prefill", "decode", "cost")
-    prompts = [_prompt(each, decision) for each in ranked] if credited else []
+    prompts = [_prompt(each, decision) for each in ranked] if tiers else []
     return [
         *cells.facts(
             [
@@ -124,11 +123,6 @@ def lines(decision: Decision, now: float) -> list[Line]:
     ]
 
 
-def _is_credited(decision: Decision) -> bool:
-    """Whether anybody would load a part of it from the tiers."""
-    return any(each.host_blocks or each.disk_blocks for each in decision.candidates)
-
-
 def _blocks(count: int, tone: Tone) -> Cell:
     return cells.count(count, tone if count else Tone.DIM)
 
@@ -138,13 +132,13 @@ def _prompt(candidate: Candidate, decision: Decision) -> Line:
     return (Span(f"{name}  "), *sources.credit(candidate, decision.prompt_blocks, _PROMPT_COLUMNS))
 
 
-def _candidate(candidate: Candidate, decision: Decision, credited: bool) -> tuple[Cell, ...]:
+def _candidate(candidate: Candidate, decision: Decision, tiers: bool) -> tuple[Cell, ...]:
     won = candidate.worker == decision.winner
     return (
         Cell(("▸ " if won else "  ") + one_line(candidate.worker), Tone.ACCENT if won else Tone.PLAIN),
         _overlap(candidate, decision.prompt_blocks),
-        _blocks(candidate.host_blocks, Tone.HOST) if credited else cells.ABSENT,
-        _blocks(candidate.disk_blocks, Tone.DISK) if credited else cells.ABSENT,
+        _blocks(candidate.host_blocks, Tone.HOST) if tiers else cells.ABSENT,
+        _blocks(candidate.disk_blocks, Tone.DISK) if tiers else cells.ABSENT,
         Cell(f"{candidate.prefill_blocks:,.1f}"),
         Cell(f"{candidate.decode_blocks:,}"),
         _cost(candidate),

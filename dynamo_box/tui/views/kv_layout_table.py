@@ -56,7 +56,7 @@ def detail(frame: Frame, row: str) -> Lines | None:
         ("leased", cells.count(layout.host_leased)),
         ("being written", cells.count(layout.host_writing)),
         ("blocks on disk", cells.count(layout.disk_blocks, Tone.DISK)),
-        ("attached", cells.text(", ".join(layout.owners[:_OWNERS_SHOWN]))),
+        ("attached", cells.text(", ".join(_workers(layout)[:_OWNERS_SHOWN]))),
     ]
     return Lines("kv-layout", _label(layout, frame.snapshot).text, tuple(cells.facts(facts)))
 
@@ -74,10 +74,15 @@ def _row(layout: KvLayoutFigures, snapshot: BoxSnapshot) -> Row:
             cells.count(layout.disk_blocks, Tone.DISK),
             cells.count(layout.host_leased),
             cells.count(layout.host_writing) if layout.host_writing else cells.ABSENT,
-            cells.count(len(layout.owners)),
-            cells.text(", ".join(layout.owners[:_OWNERS_SHOWN])),
+            cells.count(len(_workers(layout))),
+            cells.text(", ".join(_workers(layout)[:_OWNERS_SHOWN])),
         ),
     )
+
+
+def _workers(layout: KvLayoutFigures) -> list[str]:
+    """Each once, however many connections it has."""
+    return list(dict.fromkeys(layout.owners))
 
 
 def _label(layout: KvLayoutFigures, snapshot: BoxSnapshot) -> Cell:

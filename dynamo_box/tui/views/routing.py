@@ -37,9 +37,14 @@ class Routing:
 
     def detail(self, frame: Frame, panel: str, row: str) -> Lines | None:
         router = decisions.router_of(frame.snapshot)
+        has_tiers = tiers.process_of(frame.snapshot) is not None
         for decision in router.decisions if router is not None else ():
             if decisions.row_key(decision) == row:
-                return Lines("decision", one_line(decision.request_id), tuple(decisions.lines(decision, frame.now)))
+                return Lines(
+                    "decision",
+                    one_line(decision.request_id),
+                    tuple(decisions.lines(decision, frame.now, tiers=has_tiers)),
+                )
         return None
 
 
@@ -48,9 +53,9 @@ VIEW = Routing()
 
 def _table(frame: Frame, router: RouterFigures | None) -> Table:
     made = reversed(router.decisions) if router is not None else ()
-    rows = [decisions.row(decision, frame.now) for decision in made]
-    note = f"latest {len(rows)} of {router.routed:,}" if router is not None and rows else ""
     has_tiers = tiers.process_of(frame.snapshot) is not None
+    rows = [decisions.row(decision, frame.now, tiers=has_tiers) for decision in made]
+    note = f"latest {len(rows)} of {router.routed:,}" if router is not None and rows else ""
     columns = decisions.COLUMNS if rows or has_tiers else decisions.COLUMNS_WITHOUT_TIERS
     return cells.table("decisions", "Decisions", columns, rows, empty=_silence(frame.snapshot, router), note=note)
 
@@ -82,8 +87,8 @@ def _traffic(frame: Frame, router: RouterFigures | None, width: int) -> list[Lin
     has_tiers = tiers.process_of(frame.snapshot) is not None
     lines = [] if router is None else charts.flowing(_summary(router, has_tiers), width)
     names = _names(frame)
-    if has_tiers and (now := sources.lately(names, frame.history, NOW_BUCKETS, width)) is not None:
-        lines.append(now)
+    if has_tiers:
+        lines.append(sources.lately(names, frame.history, NOW_BUCKETS, width))
     if not names:
         return lines
     name_width = min(max(width_of(one_line(name)) for name in names), _WIDEST_NAME, max(width // 3, 1))

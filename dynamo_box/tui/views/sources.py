@@ -43,8 +43,8 @@ def credit_cell(candidate: Candidate | None, prompt_blocks: int) -> Cell:
     return Cell("".join(span.text for span in parts), Tone.PLAIN, found / prompt_blocks, parts)
 
 
-def lately(names: Sequence[str], history: History, buckets: int, width: int) -> Line | None:
-    """The prompt tokens of these workers in the last `buckets`, by where they came from; None without a prompt."""
+def lately(names: Sequence[str], history: History, buckets: int, width: int) -> Line:
+    """The prompt tokens of these workers in the last `buckets`, by where they came from."""
     total = Bucket(history.newest)
     for name in names:
         for bucket in history.recent(name, buckets):
@@ -54,13 +54,13 @@ def lately(names: Sequence[str], history: History, buckets: int, width: int) -> 
                 total.host_tokens += bucket.host_tokens
                 total.disk_tokens += bucket.disk_tokens
     sizes = shares(total.prompt_tokens, total.cached_tokens, total.host_tokens, total.disk_tokens)
+    label = Span("prompts now ", Tone.DIM)
     whole = sum(sizes)
     if not whole:
-        return None
+        return label, Span("none", Tone.DIM)
     words: list[Span] = []
     for (name, character, tone), size in zip(FILLS, sizes, strict=True):
         words += [Span(f"  {character}", tone), Span(f" {name} ", Tone.DIM), Span(cells.percentage(size / whole), tone)]
-    label = Span("prompts now ", Tone.DIM)
     room = min(width - spans_width((label, *words)), _WIDEST_BAR)
     return (label, *(_bar(tuple(sizes), room) if room >= _LEAST_BAR else ()), *words)
 

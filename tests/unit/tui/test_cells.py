@@ -10,7 +10,7 @@ import pytest
 from fakes import snapshots
 from rich.cells import cell_len
 
-from dynamo_box.protocol.figures import KvStoreFigures, Quantiles, TierFigures, WorkerFigures
+from dynamo_box.protocol.figures import Quantiles, WorkerFigures
 from dynamo_box.snapshot import DeviceInfo, ProcessInfo, Progress
 from dynamo_box.tui.model import Cell, Column, Row, Span, Tone
 from dynamo_box.tui.views import cells
@@ -177,14 +177,6 @@ def test_other_memory_is_what_is_left_of_the_resident_where_weights_are_part_of_
     assert cells.other_bytes(worker(figures=WorkerFigures(weights_bytes=2 * GIB, kv_bytes=0))) is None
     assert cells.other_bytes(worker(figures=WorkerFigures(kv_bytes=0))) is None
     assert cells.other_bytes(worker(rss_bytes=None)) is None
-
-
-def test_the_host_tier_is_no_other_memory_of_its_store() -> None:
-    figures = KvStoreFigures(TierFigures("on", used_bytes=800 * MIB), TierFigures("off"))
-    assert cells.other_bytes(worker(figures=figures, device=None)) == 100 * MIB
-    assert cells.other_bytes(worker(figures=figures, device="cpu")) == 100 * MIB
-    assert cells.other_bytes(worker(figures=figures, rss_bytes=70 * MIB)) is None, "it hasn't touched all of it"
-    assert cells.other_bytes(worker(figures=figures, rss_bytes=None)) is None
 
 
 def test_a_rate_of_bytes_has_its_unit_and_one_of_nothing_is_dim() -> None:

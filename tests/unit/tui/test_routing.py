@@ -205,7 +205,7 @@ class TestTiers:
         return snapshots.frame(moment, history)
 
     def row(self, made: Decision) -> dict[str, str]:
-        row = decisions.row(made, snapshots.NOW)
+        row = decisions.row(made, snapshots.NOW, tiers=True)
         return dict(zip((column.key for column in decisions.COLUMNS), (cell.text for cell in row.cells), strict=True))
 
     def test_a_row_shows_own_host_and_disk_blocks_and_a_bar_of_the_prompt(self) -> None:
@@ -216,8 +216,11 @@ class TestTiers:
         assert (lost["host"], lost["disk"], lost["prompt"]) == ("0", "0", "·" * 12), "another would have had some"
 
     def test_without_tiers_a_row_has_no_credit(self) -> None:
-        row = self.row(decision(CHEAP, DEAR))
-        assert row["host"] == row["disk"] == row["prompt"] == "-"
+        keys = [column.key for column in decisions.COLUMNS]
+        row = decisions.row(decision(self.HELD, DEAR), snapshots.NOW)
+        assert [row.cells[keys.index(key)].text for key in ("host", "disk", "prompt")] == ["-"] * 3
+        row = decisions.row(decision(self.HELD), snapshots.NOW, tiers=True)
+        assert [span.tone for span in row.cells[keys.index("prompt")].parts][:2] == [Tone.CACHED, Tone.HOST]
 
     def test_the_parts_of_a_bar_have_tones_and_add_up_whatever_the_router_says(self) -> None:
         found = sources.credit_cell(self.HELD, 6)
@@ -248,7 +251,7 @@ class TestTiers:
         lines, _ = parts(self.watched(snapshots.tiered()), 120)
         (now,) = [line for line in lines if line.startswith("prompts now")]
         assert now.endswith("█ own pool 12%  ▓ host 25%  ▒ disk 12%  · computed 50%")
-        assert not [line for line in parts(snapshots.frame(snapshots.tiered()))[0] if line.startswith("prompts")]
+        assert "prompts now none" in parts(snapshots.frame(snapshots.tiered()))[0], "nothing jumps when one comes"
 
     @pytest.mark.parametrize(
         ("counts", "found"),

@@ -180,7 +180,7 @@ class TestOthers:
             "ready",
             "2.0/4.0 GiB",
             "73%",
-            "68.0 MiB",
+            "2.1 GiB",
         )
 
     def test_a_suspended_tier_is_seen_from_every_screen(self) -> None:
