@@ -5,7 +5,8 @@
     disk_index      what is there and what goes next
     disk_life       on, suspended with a reason, back again
     disk_scan       what former lives left
-    disk_writes, disk_reads, disk_uses     what is done with it
+    disk_room       how much the disk has room for
+    disk_writes, disk_reads, disk_uses, disk_removal     what is done with it
     disk_pool       the threads for all that
 
 All of `DiskTier` is called on the event loop and calls back there; it does nothing there that may block.
@@ -14,8 +15,6 @@ All of `DiskTier` is called on the event loop and calls back there; it does noth
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,19 +25,19 @@ from dynamo_box.kv.store.disk_counts import DiskCounts, DiskEvents, Outbox
 from dynamo_box.kv.store.disk_directory import FoundBlock, TierDirectory
 from dynamo_box.kv.store.disk_files import PAGE, file_bytes, file_path
 from dynamo_box.kv.store.disk_life import DiskLife, Pace
-from dynamo_box.kv.store.disk_pool import Job
 from dynamo_box.kv.store.disk_reads import MOST_WAITING, DiskReads, ReadResult, Wanted
+from dynamo_box.kv.store.disk_removal import DiskRemoval
+from dynamo_box.kv.store.disk_room import DiskRoom
 from dynamo_box.kv.store.disk_scan import DiskScan
 from dynamo_box.kv.store.disk_uses import DiskUses
 from dynamo_box.kv.store.disk_writes import DiskWrites, Write
 from dynamo_box.protocol.figures import TierFigures
 from dynamo_box.protocol.kv import Block, KvLayout
 
-DELETED_AT_ONCE = 64
+TRIMMED_AT_ONCE = 64
 DAMAGE_NOTED_EVERY_S = 60.0
 GRACE_S = 1.0
 """For what is underway when the tier is closed."""
-_MOST_MARGIN = 64 << 20
 
 __all__ = ["DiskEvents", "DiskTier", "Pace", "ReadResult"]
 
@@ -81,21 +80,22 @@ class DiskTier:
             self._counts,
             self._outbox,
             failed=self._failed,
-            shrunk=self._shrunk,
+            shrunk=lambda room: self._room.shrunk(room),
         )
         self._reads = DiskReads(self._life.io, threads, self._counts, bad=self._bad, failed=self._failed)
         self._uses = DiskUses(self._life.keeper, failed=self._failed)
+        self._room = DiskRoom(self._life, self._writes, self._smallest, note)
+        self._removal = DiskRemoval(
+            self._life, self._writes, self._uses, self._outbox, failed=self._failed, cleared=self._begin_held_reads
+        )
         self._held_reads: list[_HeldRead] = []
         self._scan: DiskScan | None = None
         self._indexed_in_s: float | None = None
-        self._clearing = self._clear_sent = False
         self._closing = False
         self._idle = asyncio.Event()
-        self._settled = False
-        self._next_damage_note = self._next_measure = 0.0
+        self._next_damage_note = 0.0
         self._damage = ""
         self._unnoted_damage = 0
-        self._shrunk_noted = False
 
     # Life
 
@@ -142,7 +142,7 @@ class DiskTier:
     @property
     def settled(self) -> bool:
         """Whether it is on, knows all that is there, and how much room the disk has."""
-        return self._life.on and self._settled
+        return self._life.on and self._room.known
 
     @property
     def room(self) -> int:
@@ -234,7 +234,7 @@ class DiskTier:
             done(result)
 
         read = _HeldRead(layout, wanted, over)
-        if self._clearing:
+        if self._removal.clearing:
             self._held_reads.append(read)
         else:
             self._begin_read(self._life.directory, read)
@@ -261,9 +261,7 @@ class DiskTier:
         """Forget all blocks that aren't pinned; how many. Suspended, it is made up for when the tier is back."""
         if self._off:
             return 0
-        self._clearing = True
-        self._writes.drop_waiting("cleared")
-        forgotten = self._forget_unpinned()
+        forgotten = self._removal.begin_clear()
         self._advance()
         return forgotten
 
@@ -272,10 +270,13 @@ class DiskTier:
     def _state(self) -> tuple[str, str]:
         if self._off:
             return "off", self._off
-        sizes = [file_bytes(layout.block_bytes) for layout in self._layouts.values()]
-        if sizes and min(sizes) > self._capacity:
-            return "off", f"its {wording.size(self._capacity)} hold no block of {wording.size(min(sizes))}"
+        if self._smallest() > self._capacity:
+            return "off", f"its {wording.size(self._capacity)} hold no block of {wording.size(self._smallest())}"
         return ("on", "") if self._life.on else ("suspended", self._life.reason)
+
+    def _smallest(self) -> int:
+        """What a block takes at least."""
+        return min((file_bytes(layout.block_bytes) for layout in self._layouts.values()), default=2 * PAGE)
 
     def _refusal(self) -> str:
         if self._off:
@@ -303,18 +304,15 @@ class DiskTier:
         self._note_damage()
         if self._scan is None or self._scan.left:
             return
-        self._tend(directory)
-        if self._clearing:
-            self._clear(directory)
+        if self._uses.due(time.monotonic(), self._pace.note_use):
+            self._uses.write_down(directory, lambda: self._writes.index)
+        if self._room.known:
+            self._room.look_again(directory, self._pace.check)
+            self._removal.delete(directory, [gone.path for gone in self._writes.trim(TRIMMED_AT_ONCE)])
+        if self._removal.clearing:
+            self._removal.go_on(directory)
         else:
             self._writes.send(directory)
-
-    def _tend(self, directory: TierDirectory) -> None:
-        now = time.monotonic()
-        if self._uses.due(now, self._pace.note_use):
-            self._uses.write_down(directory, lambda: self._writes.index)
-        if self._writes.room < self._capacity and now >= self._next_measure:
-            self._measure(directory)
 
     async def _wait_idle(self, timeout_s: float, reached: Callable[[], bool]) -> None:
         try:
@@ -332,7 +330,7 @@ class DiskTier:
             list(self._layouts.values()),
             self._counts,
             found=self._found,
-            removed=lambda names: self._sweep(directory, names),
+            removed=lambda names: self._removal.sweep(directory, names),
             finished=lambda: self._indexed(directory),
             failed=lambda error: self._failed(directory, error),
         )
@@ -341,13 +339,14 @@ class DiskTier:
         if self._scan is not None:
             self._scan.stop()
             self._scan = None
-        self._clear_sent = self._settled = False
         index = self._writes.index
         self._writes.index, self._writes.doomed_bytes = index.emptied(), 0
         self._writes.lose("suspended")
         self._uses.lose()
+        self._room.lose()
+        self._removal.lose()
         for name in self._layouts:
-            self._outbox.removed(name, list(index.shelf(name).slots))
+            self._outbox.removed(name, index.shelf(name).slots)
         held, self._held_reads = self._held_reads, []
         for read in held:
             read.over(ReadResult([False] * len(read.wanted), 0.0, self._life.reason))
@@ -370,41 +369,9 @@ class DiskTier:
     def _indexed(self, directory: TierDirectory) -> None:
         if self._scan is not None and self._indexed_in_s is None:
             self._indexed_in_s = self._scan.took_s
-        self._measure(directory, fresh=True)
+        if not self._room.known:
+            self._room.measure(directory)
         self._advance()
-
-    def _measure(self, directory: TierDirectory, *, fresh: bool = False) -> None:
-        """See how much the disk has room for; if not `fresh`, only whether it has become more."""
-        self._next_measure = float("inf")
-
-        def measured(sizes: tuple[int, int]) -> None:
-            self._next_measure = time.monotonic() + self._pace.check
-            if directory is self._life.directory:
-                free, total = sizes
-                room = self._writes.used_bytes + free - min(_MOST_MARGIN, total // 100)
-                self._set_room(directory, room if fresh else max(room, self._writes.room))
-
-        self._life.keeper.submit(
-            lambda _: directory.free_bytes(), measured, lambda error: self._failed(directory, error)
-        )
-
-    def _set_room(self, directory: TierDirectory, room: int) -> None:
-        self._writes.room = min(self._capacity, room)
-        sizes = [file_bytes(layout.block_bytes) for layout in self._layouts.values()]
-        if self._writes.room < min(sizes, default=2 * PAGE) <= self._capacity:
-            self._life.failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-            return
-        if self._writes.room == self._capacity:
-            self._shrunk_noted = False
-        self._settled = True
-        self._life.confirm()
-        self._delete(directory, [gone.path for gone in self._writes.trim()])
-
-    def _shrunk(self, room: int) -> None:
-        if not self._shrunk_noted:
-            self._shrunk_noted = True
-            text = f"{wording.size(room)} instead of {wording.size(self._capacity)}"
-            self._note("warning", f"the disk is full: the disk tier for KV holds {text} until there is more")
 
     # What is dropped
 
@@ -421,7 +388,7 @@ class DiskTier:
                 self._damage = self._damage or f"{layout.name}/{digest.hex()} {what}"
                 self._unnoted_damage += 1
         self._outbox.removed(layout.name, gone)
-        self._delete(directory, paths)
+        self._removal.delete(directory, paths)
         self._note_damage()
 
     def _note_damage(self) -> None:
@@ -432,66 +399,12 @@ class DiskTier:
             self._note("warning", f"a block of KV on disk can't be used and is dropped: {self._damage}{more}")
             self._damage, self._unnoted_damage = "", 0
 
-    def _delete(self, directory: TierDirectory, paths: Sequence[str]) -> None:
-        for start in range(0, len(paths), DELETED_AT_ONCE):
-            some = paths[start : start + DELETED_AT_ONCE]
+    # Reading
 
-            def remove(_: Job, some: Sequence[str] = some) -> None:
-                directory.remove(some)
-
-            self._life.keeper.submit(remove, lambda _: None, lambda error: self._failed(directory, error))
-
-    # Clearing
-
-    def _forget_unpinned(self) -> int:
-        index = self._writes.index
-        kept = self._writes.index = index.kept_by_clear()
-        self._writes.doomed_bytes += index.used_bytes - kept.used_bytes
-        for name in self._layouts:
-            self._outbox.removed(name, [digest for digest in index.shelf(name).slots if not kept.has(name, digest)])
-        return len(index) - len(kept)
-
-    def _clear(self, directory: TierDirectory) -> None:
-        """As soon as nobody is at the files."""
-        if self._clear_sent or self._life.io.busy or self._uses.underway:
-            return
-        self._clear_sent = True
-        self._forget_unpinned()
-        index = self._writes.index
-        keep = {
-            name: [(digest, index.filed_as(name, digest)) for digest in shelf.slots]
-            for name, shelf in index.shelves.items()
-        }
-
-        def set_aside(_: Job) -> list[str]:
-            return [directory.set_aside(layout, keep.get(layout.name, ())) for layout in directory.layouts()]
-
-        def done(names: list[str]) -> None:
-            if directory is not self._life.directory:
-                return
-            self._clearing = self._clear_sent = False
-            self._sweep(directory, names)
-            held, self._held_reads = self._held_reads, []
-            for read in held:
-                self._begin_read(directory, read)
-
-        self._life.keeper.submit(set_aside, done, lambda error: self._failed(directory, error))
-
-    def _sweep(self, directory: TierDirectory, names: list[str]) -> None:
-        """Delete what was set aside, a little at a time."""
-        if not names or directory is not self._life.directory:
-            return
-
-        def deleted(result: tuple[bool, int]) -> None:
-            done, freed = result
-            self._writes.doomed_bytes = max(0, self._writes.doomed_bytes - freed)
-            self._sweep(directory, names[1:] if done else names)
-
-        self._life.keeper.submit(
-            lambda _: directory.delete_some(names[0], DELETED_AT_ONCE),
-            deleted,
-            lambda error: self._failed(directory, error),
-        )
+    def _begin_held_reads(self, directory: TierDirectory) -> None:
+        held, self._held_reads = self._held_reads, []
+        for read in held:
+            self._begin_read(directory, read)
 
     def _begin_read(self, directory: TierDirectory, read: _HeldRead) -> None:
         wanted = [Wanted(digest, into, self._paths(read.layout.name, digest)) for digest, into in read.wanted]

@@ -23,7 +23,7 @@ import re
 import secrets
 import socket
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -108,10 +108,11 @@ class TierDirectory:
         found = os.fstatvfs(self.root)
         return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
 
-    def layouts(self) -> list[KvLayout]:
+    def layouts(self, alive: Callable[[], None]) -> list[KvLayout]:
         """Those that have a directory which says so itself."""
         found: list[KvLayout] = []
         for name in sorted(os.listdir(self.root)):
+            alive()
             if _LAYOUT_NAME.fullmatch(name) and (layout := self._layout(name)) is not None:
                 found.append(layout)
                 if len(found) == MAX_LAYOUTS_ON_DISK:
@@ -133,13 +134,14 @@ class TierDirectory:
         with _opened(self.root, layout.name) as folder:
             return sorted(name for name in os.listdir(folder) if _SHELF.fullmatch(name))
 
-    def scan(self, layout: KvLayout, shelf: str) -> Scanned:
+    def scan(self, layout: KvLayout, shelf: str, alive: Callable[[], None]) -> Scanned:
         """What is in one of the directories that `prepare` named, from names and sizes alone."""
         size = file_bytes(layout.block_bytes)
         blocks: list[FoundBlock] = []
         damaged = foreign = 0
         with _opened(self.root, f"{layout.name}/{shelf}") as folder, os.scandir(folder) as entries:
             for entry in entries:
+                alive()
                 found = entry.stat(follow_symlinks=False)
                 named = parse_name(entry.name)
                 if named is None or entry.name[:2] != shelf or not stat.S_ISREG(found.st_mode):
@@ -171,7 +173,7 @@ class TierDirectory:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(os.path.dirname(new), 0o700, dir_fd=self.root)
             with contextlib.suppress(FileNotFoundError):
-                os.link(old, new, src_dir_fd=self.root, dst_dir_fd=self.root, follow_symlinks=False)
+                os.rename(old, new, src_dir_fd=self.root, dst_dir_fd=self.root)
         os.rename(layout.name, aside, src_dir_fd=self.root, dst_dir_fd=self.root)
         os.rename(fresh, layout.name, src_dir_fd=self.root, dst_dir_fd=self.root)
         return aside
@@ -188,8 +190,7 @@ class TierDirectory:
                     for name in os.listdir(inner):
                         if most == 0:
                             return False, freed
-                        found = os.stat(name, dir_fd=inner, follow_symlinks=False)
-                        freed += occupied_bytes(found) if found.st_nlink == 1 else 0
+                        freed += occupied_bytes(os.stat(name, dir_fd=inner, follow_symlinks=False))
                         os.unlink(name, dir_fd=inner)
                         most -= 1
                 os.rmdir(shelf, dir_fd=folder)

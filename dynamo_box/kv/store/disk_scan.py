@@ -53,7 +53,7 @@ class DiskScan:
         self.took_s: float | None = None
         """All that was there at first."""
         self._damaged = self._foreign = 0
-        keeper.submit(lambda _: (directory.layouts(), directory.removed()), self._listed, self._fail)
+        keeper.submit(lambda job: (directory.layouts(job.alive), directory.removed()), self._listed, self._fail)
 
     def add(self, layout: KvLayout) -> None:
         """Look at this one too, if that hasn't been done."""
@@ -116,7 +116,7 @@ class DiskScan:
             self._foreign += result.foreign
             self._hand_over(layout, result.blocks)
 
-        self._keeper.submit(lambda _: self._directory.scan(layout, shelf), scanned, self._fail)
+        self._keeper.submit(lambda job: self._directory.scan(layout, shelf, job.alive), scanned, self._fail)
 
     def _hand_over(self, layout: KvLayout, blocks: list[FoundBlock]) -> None:
         if self._stopped:

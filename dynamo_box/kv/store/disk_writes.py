@@ -135,10 +135,13 @@ class DiskWrites:
         for write in waiting:
             self._drop(write, reason)
 
-    def trim(self) -> list[Gone]:
-        """Evict what is too much; its files are the caller's to delete."""
+    def trim(self, most: int) -> list[Gone]:
+        """Evict what is too much, some of it; its files are the caller's to delete."""
         victims: list[Gone] = []
-        while self.used_bytes > self.room and (gone := self.index.evict()) is not None:
+        while self.index.used_bytes + self._reserved > self.room and len(victims) < most:
+            gone = self.index.evict()
+            if gone is None:
+                break
             victims.append(gone)
         self._tell_evicted(victims)
         return victims
