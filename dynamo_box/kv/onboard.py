@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,8 +40,7 @@ def choose(tiers: str, *, block_bytes: int, block_size: int, rates: Rates) -> Ch
     best = seconds = len(tiers) * compute
     cut = 0
     for place, tier in enumerate(tiers, 1):
-        speed = rates.bytes_per_s.get(tier)
-        seconds += (block_bytes / speed if speed else 0.0) - compute
+        seconds += _seconds(block_bytes, rates.bytes_per_s.get(tier)) - compute
         if seconds <= best:
             best, cut = seconds, place
     loading = best - (len(tiers) - cut) * compute
@@ -49,3 +49,9 @@ def choose(tiers: str, *, block_bytes: int, block_size: int, rates: Rates) -> Ch
     else:
         reason = f"computing {len(tiers) - cut} of {len(tiers)} blocks is faster than loading them"
     return Choice(cut, reason)
+
+
+def _seconds(block_bytes: int, speed: float | None) -> float:
+    if speed is None:
+        return 0.0
+    return block_bytes / speed if speed else math.inf

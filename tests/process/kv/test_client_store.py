@@ -223,46 +223,46 @@ def test_a_thousand_jobs_under_fire(store: Store) -> None:
     """
     engines = [Engine(store.path, queued_blocks=200) for _ in range(2)]
     stems = [chain(name, 30) for name in range(4)]
-    done = [0, 0]
     loaded: dict[str, int] = {"2": 0, "3": 0}
-    guard = threading.Lock()
+    guard, done = threading.Lock(), threading.Semaphore(0)
     failures: list[BaseException] = []
 
-    def chain_of(choice: random.Random) -> tuple[Any, ...]:
+    def one_job(engine: Engine, choice: random.Random) -> None:
         stem = choice.choice(stems)[: choice.randrange(1, 30)]
-        return stem if choice.random() < 0.5 else (*stem, *chain(choice.randrange(10, 20), 5))
+        blocks = stem if choice.random() < 0.5 else (*stem, *chain(choice.randrange(10, 20), 5))
+        if choice.random() < 0.4:
+            engine.offer(blocks)
+            return
+        sought = engine.find(blocks)
+        if sought.error:
+            assert engine.tiers.wait_connected(DEADLINE_S)
+        if not sought.lease:
+            return
+        if choice.random() < 0.2:
+            engine.tiers.forgo(Forgo(sought.lease))
+            return
+        skip = choice.randrange(len(sought.tiers))
+        count = choice.randrange(1, len(sought.tiers) - skip + 1)
+        fetched = engine.load(sought, blocks[skip : skip + count], skip)
+        with guard:
+            for tier, size in fetched.bytes.items():
+                loaded[tier] += size // LAYOUT.block_bytes
 
     def act(number: int) -> None:
-        engine, choice = engines[number], random.Random(number)
+        choice = random.Random(number)
         try:
-            while done[number] < 500:
-                blocks = chain_of(choice)
-                if choice.random() < 0.4:
-                    engine.offer(blocks)
-                    done[number] += 1
-                    continue
-                sought = engine.find(blocks)
-                done[number] += 1
-                if not sought.lease:
-                    continue
-                found = len(sought.tiers)
-                if choice.random() < 0.2:
-                    engine.tiers.forgo(Forgo(sought.lease))
-                    continue
-                skip = choice.randrange(found)
-                fetched = engine.load(sought, blocks[skip : skip + choice.randrange(1, found - skip + 1)], skip)
-                done[number] += 1
-                with guard:
-                    for tier, count in fetched.bytes.items():
-                        loaded[tier] += count // LAYOUT.block_bytes
+            for _ in range(500):
+                one_job(engines[number], choice)
+                done.release()
         except BaseException as error:  # noqa: BLE001  # told by the test's own thread
             failures.append(error)
 
     threads = [threading.Thread(target=act, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
-    for least in (50, 150, 100, 200):
-        store.figures_when(lambda figures, least=least: figures.requests > least)  # type: ignore[misc]
+    for _ in range(4):
+        for _ in range(180):
+            assert done.acquire(timeout=DEADLINE_S), failures
         successor(store)
     for thread in threads:
         thread.join(DEADLINE_S)

@@ -44,6 +44,11 @@ def test_unmeasured_everything_is_loaded(prefill: float | None) -> None:
     assert chosen("2233", 1.0, None, 1e9).blocks == 0, "but not behind what is known to be slow"
 
 
+def test_a_tier_that_gave_nothing_is_not_waited_for() -> None:
+    assert chosen("22", 0.0, None, 1.0).blocks == 0
+    assert chosen("232", 100 * MIB, 0.0, 160).blocks == 1
+
+
 def test_nothing_found() -> None:
     assert chosen("", 1.0, 1.0, None) == Choice(0, "nothing was found")
     assert chosen("", 1.0, 1.0, 100.0).blocks == 0

@@ -1,0 +1,175 @@
+"""Bandwidth into and out of the host tier, as an engine gets it, over a plain memcpy of as many bytes.
+
+    python tests/bench/kv_copy.py [--rounds 9] [--blocks 256] [--json]
+
+A real store, and a worker's side of it as in an engine. Blocks are those of SmolLM2-135M in float32: 16 tokens, 60
+pieces of 12,288 bytes (keys and values of 30 layers) that lie apart in the pool and together in the arena. Each round
+offers as many new blocks, then fetches them, and copies as many bytes from one buffer into another; a chain evicts the
+one before the last. The first round is told apart: its pages are touched for the first time. Medians; best in brackets.
+The same in CPU time of this process, for a machine that has other things to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "process" / "kv_store")]
+
+from store_peers import Store, room_for  # noqa: E402
+
+from dynamo_box.kv.client.jobs import Fetch, Offer, Seek  # noqa: E402
+from dynamo_box.kv.client.tiers import Tiers  # noqa: E402
+from dynamo_box.kv.hashing import chain_digests, isolation_key  # noqa: E402
+from dynamo_box.protocol.kv import Block, KvLayout  # noqa: E402
+
+PIECES, PIECE_BYTES = 60, 12_288
+BLOCK_BYTES = PIECES * PIECE_BYTES
+LAYOUT = KvLayout("smollm2", "float32", 16, BLOCK_BYTES, "layers=30,kv=2,tokens=16,heads=3,dim=64")
+KEY = isolation_key("smollm2", block_size=16, kv_dtype="float32")
+TIMEOUT_S = 60.0
+
+
+class Cost(NamedTuple):
+    """Seconds."""
+
+    wall: float
+    cpu: float
+
+
+class Pool:
+    """Of an engine, and its copier."""
+
+    def __init__(self, blocks: int) -> None:
+        self.data: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(
+            0, 256, (PIECES, blocks, PIECE_BYTES), np.uint8
+        )
+
+    def copy_out(self, blocks: Sequence[int], slots: Sequence[memoryview]) -> None:
+        for block, slot in zip(blocks, slots, strict=True):
+            np.copyto(np.frombuffer(slot, np.uint8).reshape(PIECES, PIECE_BYTES), self.data[:, block])
+
+    def copy_in(self, slots: Sequence[memoryview], blocks: Sequence[int]) -> None:
+        for slot, block in zip(slots, blocks, strict=True):
+            np.copyto(self.data[:, block], np.frombuffer(slot, np.uint8).reshape(PIECES, PIECE_BYTES))
+
+
+class Bench:
+    def __init__(self, directory: Path, blocks: int) -> None:
+        self.blocks = blocks
+        self.store = Store(directory, host_bytes=room_for(2 * blocks, LAYOUT))
+        self.pool = Pool(2 * blocks)
+        self.result: Any = None
+        self.arrived = threading.Event()
+        self.tiers = Tiers(self.store.path, "bench", LAYOUT, self.pool, self.deliver)
+        self.tiers.start()
+        assert self.tiers.wait_connected(TIMEOUT_S), self.tiers.status
+        bytes_ = blocks * BLOCK_BYTES
+        self.source = np.random.default_rng(1).integers(0, 256, bytes_, np.uint8)
+        fd = os.memfd_create("bench")
+        os.ftruncate(fd, bytes_)
+        self.target = np.frombuffer(mmap.mmap(fd, bytes_), np.uint8)
+        os.close(fd)
+        self.memcpy()
+
+    def deliver(self, result: Any) -> None:
+        self.result = result
+        self.arrived.set()
+
+    def memcpy(self) -> Cost:
+        return self.cost(lambda: np.copyto(self.target, self.source))
+
+    def cost(self, act: Callable[[], None]) -> Cost:
+        began, cpu_began = time.perf_counter(), time.process_time()
+        act()
+        return Cost(time.perf_counter() - began, time.process_time() - cpu_began)
+
+    def ask(self, put: Callable[[], None]) -> tuple[Any, Cost]:
+        """A job, from its call to its result."""
+
+        def act() -> None:
+            put()
+            assert self.arrived.wait(TIMEOUT_S), "no result"
+
+        self.arrived.clear()
+        cost = self.cost(act)
+        return self.result, cost
+
+    def round(self, number: int) -> dict[str, Cost]:
+        tokens = b"".join((number * 10**6 + at).to_bytes(4, "little") for at in range(self.blocks * 16))
+        digests = chain_digests(tokens, 16, KEY)
+        blocks = tuple(Block(one, parent) for one, parent in zip(digests, [b"", *digests], strict=False))
+        times = {"memcpy": self.memcpy()}
+
+        offer = Offer(0, tuple(range(self.blocks)), blocks)
+        offered, times["into"] = self.ask(lambda: self.tiers.offer(offer))
+        assert offered.stored == self.blocks, offered
+
+        sought, times["seek"] = self.ask(lambda: self.tiers.seek(Seek(0, tuple(digests))))
+        assert sought.tiers == "2" * self.blocks, sought
+
+        fetch = Fetch(0, sought.lease, tuple(range(self.blocks, 2 * self.blocks)))
+        fetched, times["out of"] = self.ask(lambda: self.tiers.fetch(fetch))
+        assert fetched.count == self.blocks, fetched
+        assert np.array_equal(self.pool.data[:, : self.blocks], self.pool.data[:, self.blocks :])
+        times["memcpy"] = min(times["memcpy"], self.memcpy())
+        return times
+
+    def close(self) -> None:
+        self.tiers.close()
+        self.store.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--blocks", type=int, default=256)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        bench = Bench(Path(directory), options.blocks)
+        rounds = [bench.round(number) for number in range(options.rounds + 2)]
+        bench.close()
+    size = options.blocks * BLOCK_BYTES
+    cold, warm = rounds[0], rounds[2:]  # the second touches the other half of the arena
+
+    figures: dict[str, Any] = {
+        name: {
+            "gb_per_s": size / median(one[name].wall for one in warm) / 1e9,
+            "best_gb_per_s": size / min(one[name].wall for one in warm) / 1e9,
+            "first_gb_per_s": size / cold[name].wall / 1e9,
+            "of_memcpy": median(one["memcpy"].wall / one[name].wall for one in warm),
+            "cpu_of_memcpy": median(one["memcpy"].cpu / one[name].cpu for one in warm),
+        }
+        for name in ("memcpy", "into", "out of")
+    }
+    figures["seek_ms"] = median(one["seek"].wall for one in warm) * 1e3
+    if options.json:
+        print(json.dumps(figures))
+        return
+    print(f"{options.blocks} blocks, {size / 1e6:.0f} MB, {options.rounds} rounds")
+    for name in ("memcpy", "into", "out of"):
+        one = figures[name]
+        print(
+            f"{name:7} {one['gb_per_s']:6.2f} GB/s ({one['best_gb_per_s']:.2f}), {one['of_memcpy']:.2f} of memcpy; "
+            f"in CPU time {one['cpu_of_memcpy']:.2f}; first time {one['first_gb_per_s']:.2f} GB/s"
+        )
+    print(f"seek    {figures['seek_ms']:6.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
