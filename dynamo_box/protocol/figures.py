@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from dynamo_box.protocol.spec import Disagg
+
 
 class Quantiles(msgspec.Struct, frozen=True):
     """Seconds over a sliding window of recent requests; None when the window is empty."""
@@ -115,6 +117,8 @@ class Decision(msgspec.Struct, frozen=True):
     prompt_blocks: int
     candidates: tuple[Candidate, ...]
     policy: str = ""
+    policy_reason: str = ""
+    """Why it goes in two legs, or in one; "" where the model's workers have one role."""
     prefill: str = ""
     """The prefill worker of a request in two legs; `winner` and `reason` are then about the decode leg."""
     prefill_reason: str = ""
@@ -138,6 +142,9 @@ class RouterFigures(msgspec.Struct, frozen=True, tag="router"):
     expired_leases: int = 0
     hit_rate: float | None = None
     decisions: tuple[Decision, ...] = ()
+    disagg: str = ""
+    """The disaggregation policy in force, with its thresholds if it has some: what its setting is set by."""
+    disagg_settings: Disagg = Disagg()
 
 
 class RequestFigures(msgspec.Struct, frozen=True):

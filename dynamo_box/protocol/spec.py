@@ -109,8 +109,8 @@ class Disagg(msgspec.Struct, frozen=True):
 
     `strict`: always, and it fails where that can't be. `fallback`: always, and what can't be passed on is computed
     again. `conditional`: as fallback, but only prompts of which at least `min_uncached_tokens` and a share of
-    `min_uncached_share` is cached nowhere, and only while prefill workers have at most `max_prefill_tokens` to compute,
-    each.
+    `min_uncached_share` is cached for none that could take the whole request (in its pool or the box's tiers), and only
+    on prefill workers that have at most `max_prefill_tokens` to compute.
     """
 
     policy: DisaggPolicy = "fallback"
