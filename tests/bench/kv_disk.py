@@ -44,6 +44,7 @@ TINY = KvLayout("bench", "f32", 16, 1, "")
 def main() -> None:
     given = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     root = Path(tempfile.mkdtemp(prefix="kv-disk-", dir=given))
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}: figures count only where that is small")
     try:
         bandwidth(root)
         asyncio.run(indexing(root))
@@ -130,7 +131,7 @@ async def indexing(root: Path) -> None:
         if kind == "cold":
             os.sync()
             Path("/proc/sys/vm/drop_caches").write_text("2\n")
-        gaps, began = [0.0], time.perf_counter()
+        gaps, began, cpu = [0.0], time.perf_counter(), time.process_time()
         tier = make(path, 1 << 40)
         tier.attach(TINY)
         tier.start()
@@ -141,9 +142,16 @@ async def indexing(root: Path) -> None:
             gaps.append(turn - before - 0.001)
         print(
             f"index of {tier.blocks(TINY.name):,} blocks, {kind}: {tier.indexed_in_s:.2f} s,"
-            f" {time.perf_counter() - began:.2f} s from start; the loop was held up {max(gaps) * 1e3:.1f} ms at most"
+            f" {time.process_time() - cpu:.2f} s of CPU; the loop was held up {max(gaps) * 1e3:.1f} ms at most"
         )
         await tier.close(1.0)
+    began, cpu = time.perf_counter(), time.process_time()
+    for shelf in range(256):
+        with os.scandir(path / TINY.name / f"{shelf:02x}") as entries:
+            for entry in entries:
+                entry.stat(follow_symlinks=False)
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    print(f"listing names, sizes and times alone, warm: {wall:.2f} s, {cpu:.2f} s of CPU")
 
 
 def memory() -> None:

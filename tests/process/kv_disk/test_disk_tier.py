@@ -7,7 +7,11 @@ import os
 import random
 import shutil
 import stat
+import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from disk_tiers import FAST, FILE_BYTES, LAYOUT, Tier, content_of, digest_of, memory
@@ -155,6 +159,61 @@ def test_lowest_priority_goes_first_then_the_least_recently_used(tmp_path: Path)
             disk.check()
 
     asyncio.run(scenario())
+
+
+def test_what_was_used_last_stays_after_a_restart(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Tier(tmp_path / "kv", blocks=4, pace=FORGETFUL) as disk:
+            await (await disk.ready()).write(1, 2, 3, 4)
+            assert await disk.right(1) == [True]
+        async with Tier(tmp_path / "kv", blocks=4) as disk:
+            await (await disk.ready()).write(5, 6, 7)
+            assert disk.held() == {1, 5, 6, 7}
+
+    asyncio.run(scenario())
+
+
+BLOCKING = (
+    *("open", "rename", "unlink", "mkdir", "rmdir", "scandir", "listdir", "utime", "ftruncate", "fdatasync", "fsync"),
+    *("pwritev", "preadv", "pread", "pwrite", "stat", "fstat", "fstatvfs", "posix_fadvise"),
+)
+
+
+def test_nothing_that_may_block_is_done_on_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_the_loop: list[str] = []
+    elsewhere: set[str] = set()
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                elsewhere.add(name)
+            elif not isinstance(sys._getframe(1).f_globals.get("FAST"), Pace):  # the tests' own
+                on_the_loop.append(name)
+            return real(*arguments, **named)
+
+        return call
+
+    async def scenario() -> None:
+        disk = Tier(tmp_path / "kv", blocks=8)
+        async with disk:
+            await disk.ready()
+            await disk.write(*range(20))
+            await disk.right(*disk.held())
+            disk.raise_priority(19, 90)
+            disk.tier.clear()
+            await disk.until(lambda: disk.tier.figures().used_bytes == 0)
+            await disk.write(*range(40, 44))
+            (tmp_path / "kv").rename(tmp_path / "away")
+            await disk.until(lambda: len(disk.notes) == 2)
+            await disk.ready()
+            await disk.write(1)
+
+    with monkeypatch.context() as patch:
+        for name in BLOCKING:
+            patch.setattr(os, name, watched(name, getattr(os, name)))
+        asyncio.run(scenario())
+    assert on_the_loop == []
+    assert {"open", "rename", "unlink", "scandir", "pwritev", "preadv", "fsync"} <= elsewhere
 
 
 def test_uses_are_written_down_while_it_works_and_what_is_read_meanwhile_is_found(tmp_path: Path) -> None:
