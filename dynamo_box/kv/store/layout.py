@@ -12,7 +12,7 @@ from dynamo_box.kv.store.arena import STEP_BYTES, Arena
 from dynamo_box.kv.store.counts import Counts
 from dynamo_box.kv.store.disk_port import DiskPort, ReadResult
 from dynamo_box.kv.store.slots import HostTier, Lease
-from dynamo_box.kv.store.write_back import WriteBack
+from dynamo_box.kv.store.write_back import Line, WriteBack
 from dynamo_box.log import get_logger
 from dynamo_box.protocol import kv
 from dynamo_box.protocol.kv import Block, KvLayout
@@ -68,6 +68,8 @@ class LayoutStore:
         self._loop = asyncio.get_running_loop()
         self._growing: asyncio.Task[None] | None = None
         self._reads: dict[bytes, _Read] = {}
+        if disk is not None:
+            disk.write_back.open(Line(self.name, self.tier, arena.slot))
 
     @property
     def busy(self) -> bool:
@@ -77,6 +79,8 @@ class LayoutStore:
     def close(self) -> None:
         if self._growing is not None:
             self._growing.cancel()
+        if self._disk is not None:
+            self._disk.write_back.close(self.name)
         self.arena.close()
 
     # Memory
@@ -119,6 +123,7 @@ class LayoutStore:
         full = slots.count(kv.FULL)
         if full:
             self._counts.host_dropped["store_full"] += full
+        self._write_back()
         self._grow_ahead()
         self._publish()
         return kv.Reserved(message.id, tuple(slots))
@@ -134,6 +139,7 @@ class LayoutStore:
         for slot, generation in zip(message.slots, generations, strict=True):
             if generation:
                 self._consider(slot)
+        self._write_back()
         self._publish()
         return kv.Committed(message.id, tuple(generations), lost)
 
@@ -165,6 +171,7 @@ class LayoutStore:
             else:
                 generations.append(0)
                 priorities.append(self._priority_on_disk(digest))
+        self._write_back()
         tiers = "".join("2" if slot >= 0 else "3" for slot in lease.slots)
         return kv.Found(message.id, lease.id, tiers, tuple(lease.slots), tuple(generations), tuple(priorities))
 
@@ -193,10 +200,11 @@ class LayoutStore:
             message.id, tuple(slots), tuple(self.tier.generation_of(slot) for slot in slots), took_s, error
         )
 
-    def release(self, owner: int, message: kv.Release) -> None:
+    def release(self, owner: int, message: kv.Release) -> bool:
+        """Whether there was such a lease."""
         lease = self.tier.lease_of(owner, message.lease)
         if lease is None:
-            return
+            return False
         self.tier.release(lease)
         self._unpin(lease)
         loaded = sum(message.loaded.values())
@@ -205,6 +213,7 @@ class LayoutStore:
             self._counts.host_out_bytes += loaded * self.layout.block_bytes
             self._counts.host_out_s += max(0.0, time.monotonic() - lease.since - lease.disk_s)
         self._counts.host_failed += message.failed.get("g2", 0)
+        return True
 
     def distrust(self, slots: Sequence[int]) -> None:
         forgotten = self.tier.forget(slots)
@@ -307,7 +316,11 @@ class LayoutStore:
 
     def _consider(self, slot: int) -> None:
         if self._disk is not None and slot >= 0:
-            self._disk.write_back.consider(self.name, self.tier, slot, self.arena.slot(slot))
+            self._disk.write_back.consider(self.name, slot)
+
+    def _write_back(self) -> None:
+        if self._disk is not None:
+            self._disk.write_back.pump()
 
     def _unpin(self, lease: Lease) -> None:
         if self._disk is not None and lease.on_disk:

@@ -30,8 +30,9 @@ from dynamo_box.protocol.kv import MAX_BATCH, MAX_CONNECTIONS, KvLayout
 MAX_FRAME = 1024 * 1024
 MAX_WAITING = 64
 """Questions of one connection that wait for memory or the disk."""
-MAX_LEASES = 65_536
-"""Of all connections together."""
+MAX_LEASES = 1024
+"""Of one connection; to one that has them nothing is found."""
+MAX_BACKLOG = 4 * 1024 * 1024
 MAX_TEXT = 512
 MAX_BLOCK_BYTES = 2**36
 ACCEPT_AGAIN_S = 0.2
@@ -60,6 +61,7 @@ class _Peer:
     store: LayoutStore | None = None
     attaching: bool = False
     ended_here: bool = False
+    leases: int = 0
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
@@ -149,6 +151,7 @@ class KvServer:
             lambda _channel, message, _fds: self._on_message(id_, message),
             lambda _channel, reason: self._on_close(id_, reason),
             max_frame=MAX_FRAME,
+            max_backlog=MAX_BACKLOG,
         )
         peer = self._peers[id_] = _Peer(id_, channel, _peer_pid(sock))
         if len(self._peers) > MAX_CONNECTIONS:
@@ -237,14 +240,18 @@ class KvServer:
                 store.abandon(peer.id, message.slots)
             case kv.Find():
                 _check_digests(message.digests)
-                if sum(each.tier.leases for each in self._layouts) >= MAX_LEASES:
-                    raise BadRequest(f"{MAX_LEASES} leases are held, which is the most")
-                peer.channel.send(store.find(peer.id, message))
+                if peer.leases >= MAX_LEASES:
+                    log.warning("a connection has all the leases it may have", owner=peer.owner)
+                    peer.channel.send(kv.Found(message.id, 0, ""))
+                else:
+                    found = store.find(peer.id, message)
+                    peer.leases += found.lease > 0
+                    peer.channel.send(found)
             case kv.Load():
                 self._in_background(peer, self._load(peer, store, _checked_load(store, peer, message)))
             case kv.Release():
                 _check_counts(message)
-                store.release(peer.id, message)
+                peer.leases -= store.release(peer.id, message)
             case kv.Distrust():
                 _check_slots(store, message.slots)
                 store.distrust(message.slots)

@@ -69,7 +69,7 @@ class KvStoreService:
             owner=spec.run_dir,
             write_queue_blocks=spec.write_queue_blocks,
         )
-        return Disk(port, WriteBack(port, spec.disk_admission, self._counts.disk_dropped))
+        return Disk(port, WriteBack(port, spec.disk_admission, spec.write_queue_blocks, self._counts.disk_dropped))
 
     def _disk_changed(self, events: DiskEvents) -> None:
         self._layouts.disk_changed(events)
@@ -90,8 +90,9 @@ class KvStoreService:
             write_back = self._layouts.disk.write_back
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(self._spec.flush_s, deadline_s)):
-                    while write_back.queued:
-                        life.draining(write_back.queued)
+                    write_back.pump()
+                    while not write_back.idle.is_set():
+                        life.draining(write_back.waiting)
                         with contextlib.suppress(TimeoutError):
                             await asyncio.wait_for(write_back.idle.wait(), DRAIN_LOOK_S)
         life.draining(0)
@@ -180,7 +181,11 @@ class KvStoreService:
         for reason, count in self._counts.disk_dropped.items():
             dropped[reason] = dropped.get(reason, 0) + count
         return msgspec.structs.replace(
-            figures, lookups=self._counts.disk_lookups, hits=self._counts.disk_hits, dropped=dropped
+            figures,
+            lookups=self._counts.disk_lookups,
+            hits=self._counts.disk_hits,
+            dropped=dropped,
+            queued=disk.write_back.waiting,
         )
 
 

@@ -144,6 +144,10 @@ class HostTier:
     def generation_of(self, slot: int) -> int:
         return self._generation[slot]
 
+    def digest_in(self, slot: int) -> bytes:
+        """b"" if nothing can be found there."""
+        return self._digest[slot]
+
     def block_in(self, slot: int) -> Block:
         parent = bytes(self._parent[slot * DIGEST_BYTES : (slot + 1) * DIGEST_BYTES])
         return Block(self._digest[slot], b"" if parent == _NO_PARENT else parent, self.priority_of(slot))

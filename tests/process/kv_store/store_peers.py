@@ -65,7 +65,7 @@ class Store:
         self.events_path = self.run.worker_socket("kvstore" + EVENTS_SUFFIX)
         self.spec = msgspec.structs.replace(KvStoreSpec("kvstore", str(self.run.root), 4 * MIB), **changes)
         self.log = tmp_path / "kvstore.log"
-        self.workers: list[Worker] = []
+        self.peers: list[Any] = []
         self.number = 0
         self.start()
 
@@ -92,8 +92,8 @@ class Store:
         while True:
             try:
                 message = self.status.receive(max(0.0, give_up_at - time.monotonic()))
-            except TimeoutError:
-                raise AssertionError(f"in vain; last figures {self.figures}\n{self.log.read_text()}") from None
+            except (TimeoutError, ConnectionResetError) as error:
+                raise AssertionError(f"{error}; last figures {self.figures}\n{self.log.read_text()}") from None
             assert message is not None, f"the store has closed its status socket:\n{self.log.read_text()}"
             if isinstance(message, status.Report):
                 assert isinstance(message.figures, KvStoreFigures)
@@ -130,8 +130,8 @@ class Store:
         self.status.close()
 
     def close(self) -> None:
-        for worker in self.workers:
-            worker.close()
+        for peer in self.peers:
+            peer.close()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(DEADLINE_S)
@@ -147,7 +147,7 @@ class Worker:
         self.arena: mmap.mmap | None = None
         self.attached = kv.Attached(0, 0, 0, 0)
         self.channel: BlockingFdChannel[kv.StoreReply] = BlockingFdChannel(connect_unix(store.path), kv.reply_decoder)
-        store.workers.append(self)
+        store.peers.append(self)
 
     def send(self, message: Any) -> None:
         self.channel.send(message)
