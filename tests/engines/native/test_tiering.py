@@ -351,6 +351,37 @@ def test_blocks_that_are_pinned_are_waited_for() -> None:
     assert sequence not in box.living
 
 
+def test_a_sequence_that_grows_waits_for_what_copies_hold() -> None:
+    """Nobody gives his blocks back for it: what loads can't, and for what is pinned it isn't worth it."""
+    box = Box(blocks=8)
+    box.add([1] * 12)
+    box.run()
+    box.forget()
+    loads = box.add([1] * 9)
+    box.step()
+    box.answer(Seek)
+    box.step()
+    assert loads.loading
+    grows = box.add([2] * 12, output=9, priority=1)
+    box.compute()
+    taken = box.pool.allocate(box.pool.available)
+    assert not box.step()
+    assert box.scheduler.running == [loads, grows]
+    assert box.scheduler.preemptions == 0
+    box.pool.release(taken)
+    assert box.step()
+    box.run()
+
+
+def test_what_a_preempted_sequence_lost_is_loaded() -> None:
+    box = Box(blocks=8, batch=2)
+    young, old = box.add([2] * 8, output=20), box.add([1] * 8, output=20, priority=1)
+    box.run()
+    assert box.scheduler.preemptions > 0
+    assert box.store.loaded > 0
+    assert young.generated == old.generated == 20
+
+
 def test_what_is_evicted_before_its_turn_is_not_offered() -> None:
     box = Box(blocks=8, pinned_blocks=1)
     box.add([1] * 16)

@@ -168,16 +168,16 @@ def test_smollm2_says_the_same_but_for_near_ties(smollm2_path: Path, tmp_path: P
     tokenizer = Tokenizer.from_file(str(smollm2_path / "tokenizer.json"))
     words = [word for word in sorted(tokenizer.get_vocab()) if word.startswith("Ġ") and word[1:].isalpha()]
     vocabulary = [tokenizer.token_to_id(word) for word in words]
-    chains = tree_of_prompts(rng, vocabulary, (3, 3), 3)
+    chains = tree_of_prompts(rng, vocabulary, (6,), 6)
     asks = [
         Ask(rng.choice(chains) + rng.choices(vocabulary, k=rng.randrange(1, 20)), {"max_tokens": 8, "ignore_eos": True})
         for _ in range(count)
     ]
-    store = store_for(tmp_path, SMOLLM2_BLOCK_BYTES, host_blocks=16, disk_blocks=100)
+    store = store_for(tmp_path, SMOLLM2_BLOCK_BYTES, host_blocks=20, disk_blocks=100)
     try:
         place = {"run_dir": str(store.run.root), "kvstore": "kvstore"}
-        spec = worker_spec(smollm2_path, kv_bytes=18 * SMOLLM2_BLOCK_BYTES, **place)
-        answers, figures = asyncio.run(with_tiers(spec, asks, 2))
+        spec = worker_spec(smollm2_path, kv_bytes=9 * SMOLLM2_BLOCK_BYTES, **place)
+        answers, figures = asyncio.run(with_tiers(spec, asks, 1))
     finally:
         store.close()
     expected = asyncio.run(without_tiers(worker_spec(smollm2_path, kv_bytes=300 * MIB), asks, 2))
