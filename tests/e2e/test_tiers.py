@@ -1,0 +1,112 @@
+"""KV tiers of real boxes, with the real model: what comes back after sleep, restart and death, and who keeps out whom."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from box_under_test import Box, eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+MODEL = "smollm2"
+WORKER = "smollm2.aggregated.0"
+BLOCK = 16
+PROMPT = "A story about numbers, told one after the other: " + " ".join(map(str, range(100, 150)))
+THRESHOLD = "DYN_KVBM_HOST_OFFLOAD_PREFIX_MIN_PRIORITY"
+
+
+def ask(box: Box, prompt: str = PROMPT, **more: Any) -> tuple[str, int, int]:
+    """(answer, prompt tokens, cached of them)."""
+    with box.client(timeout=120) as client:
+        done = client.completions.create(
+            model=MODEL, prompt=prompt, max_tokens=4, temperature=0, extra_body={"ignore_eos": True, **more}
+        )
+    usage = done.usage
+    assert usage is not None and usage.completion_tokens == 4
+    cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
+    return done.choices[0].text, usage.prompt_tokens, cached or 0
+
+
+def kv(box: Box) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(box.dynbox("kv", "--json").stdout)
+    return found
+
+
+def tiers_of_worker(box: Box) -> dict[str, Any]:
+    figures = box.process(WORKER)["figures"]
+    return dict(figures["tiers"]) if figures and figures["tiers"] else {}
+
+
+def store(box: Box) -> dict[str, Any]:
+    figures = box.process("kvstore")["figures"]
+    return dict(figures) if figures else {}
+
+
+def until_on_disk(box: Box, blocks: int) -> None:
+    """Whatever was offloaded has gone through."""
+    eventually(lambda: store(box) and store(box)["host"]["blocks"] >= blocks, f"{blocks} blocks in host memory")
+    eventually(lambda: store(box)["disk"]["blocks"] >= blocks, f"{blocks} blocks on disk")
+
+
+@pytest.fixture
+def neighbour(tmp_path: Path, box: Box) -> Iterator[Box]:
+    """A second box with the home of `box`."""
+    made = Box(tmp_path / "neighbour", box.home)
+    yield made
+    made.destroy()
+
+
+def test_a_prompt_is_computed_once_whatever_happens_to_the_box(box: Box, neighbour: Box) -> None:
+    box.up()
+    answer, prompt_tokens, cached = ask(box)
+    whole = prompt_tokens // BLOCK * BLOCK
+    assert (cached, whole > 10 * BLOCK) == (0, True)
+    until_on_disk(box, whole // BLOCK)
+
+    box.dynbox("sleep", MODEL)
+    box.dynbox("wake", MODEL)
+    assert ask(box) == (answer, prompt_tokens, whole), "from host memory: the pool was given back"
+    assert eventually(lambda: tiers_of_worker(box)["host"]["loaded"] == whole, "the worker says where it came from")
+    assert ask(box, cache_salt="another tenant")[2] == 0
+
+    with ThreadPoolExecutor(4) as many:
+        running = [many.submit(ask, box, f"{number}: {PROMPT}") for number in range(8)]
+        running[0].result()
+        os.kill(box.process("kvstore")["pid"], signal.SIGKILL)
+        assert all(len(one.result()[0]) for one in running), "requests go on without the store"
+    box.wait_ready()
+    assert box.process("kvstore")["restarts"] == 1
+    eventually(lambda: tiers_of_worker(box).get("connected") == "", "the worker has its tiers again")
+    eventually(lambda: store(box)["disk"]["blocks"] >= whole // BLOCK, "the new store has read what is on disk")
+
+    neighbour.env[THRESHOLD] = "50"
+    neighbour.up()
+    words = neighbour.dynbox("ps").stdout
+    assert "the disk tier of KV is suspended: " in words, words
+    reason = store(neighbour)["disk"]["reason"]
+    assert f"pid {box.process('kvstore')['pid']}" in reason, "it names the holder"
+    assert ask(neighbour, priority=20) == (answer, prompt_tokens, 0), "and serves"
+    eventually(lambda: tiers_of_worker(neighbour)["filtered"] > 0, "blocks were kept out")
+    assert tiers_of_worker(neighbour)["terminated"]["priority"] == 1
+    assert store(neighbour)["host"]["blocks"] == 0
+    ask(neighbour, priority=50)
+    eventually(lambda: store(neighbour)["host"]["blocks"] >= whole // BLOCK, "a higher priority is judged anew")
+    neighbour.down()
+
+    box.down()
+    box.up()
+    assert ask(box) == (answer, prompt_tokens, whole), "from disk: everything else was lost"
+    found = eventually(lambda: tiers_of_worker(box)["disk"]["loaded"] and kv(box), "the worker says where it came from")
+    assert found["tiers"]["disk"]["hit_rate"] == 1.0
+    assert (found["workers"][0]["disk"]["loaded"], found["workers"][0]["host"]["loaded"]) == (whole, 0)
+
+    assert "blocks gone from disk" in box.dynbox("kv", "clear").stdout
+    assert (store(box)["host"]["blocks"], store(box)["disk"]["blocks"]) == (0, 0)
+    assert ask(box)[2] == whole, "what the worker has of its own stays"
