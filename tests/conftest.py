@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,12 +11,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 # A suite that was started in the background ignores SIGINT, and so would every command that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests run beside each other: a thread of torch that spins while it waits takes the core that another one needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 STORE_VARIABLE = "DYNBOX_TEST_STORE"
 PULL_DEADLINE_S = 600
@@ -48,20 +57,32 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `DYNBOX_HOME` whose store holds the embedded model, pulled with the real command, once a session.
+    """A `DYNBOX_HOME` whose store holds the embedded model, pulled with the real command, once for all test processes.
 
     `DYNBOX_TEST_STORE` names a home to use instead, so that a developer's second run need not pull again.
     """
     kept = os.environ.get(STORE_VARIABLE)
-    home = Path(kept) if kept else tmp_path_factory.mktemp("smollm2-home")
-    if not (home / "models" / "smollm2" / "dynbox.json").exists():
-        subprocess.run(
-            [sys.executable, "-m", "dynamo_box", "pull", "smollm2"],
-            env={**os.environ, "DYNBOX_HOME": str(home)},
-            check=True,
-            timeout=PULL_DEADLINE_S,
-        )
+    home = Path(kept) if kept else shared_directory(tmp_path_factory) / "smollm2-home"
+    pulled = home / "models" / "smollm2" / "dynbox.json"
+    if pulled.exists():
+        return home
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "test.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not pulled.exists():
+            subprocess.run(
+                [sys.executable, "-m", "dynamo_box", "pull", "smollm2"],
+                env={**os.environ, "DYNBOX_HOME": str(home)},
+                check=True,
+                timeout=PULL_DEADLINE_S,
+            )
     return home
+
+
+def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of this run that all its test processes see: each has its own below it."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")

@@ -119,7 +119,9 @@ def test_it_plays_from_the_start_to_the_end_and_holds_the_last(play: Callable[..
 
 
 def test_however_fast_the_history_gets_what_it_needs(play: Callable[..., tuple[Replay, Seen]]) -> None:
-    _, seen = play(60, 100)
+    replay, seen = play(60, 100, paused=True)
+    seen.until(jumped)  # to the very first snapshot: a thread that starts late would begin with a later one
+    replay.set_paused(False)
     seen.until(ended)
     history = History()
     for event in seen.events:
