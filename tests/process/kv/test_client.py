@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -191,8 +192,11 @@ def test_a_slot_that_holds_another_block_ends_the_fetch_there(store: StrictStore
     slot = store.held[blocks[6].digest].slot
     sought = engine.find(blocks)
     store.overwrite_header(slot)
+    copied: list[int] = []
+    engine.before_in = copied.extend
     fetched = engine.load(sought, blocks)
     assert (fetched.count, fetched.failed_tier) == (6, "2")
+    assert len(copied) == 6, "nothing in doubt is copied at all"
     assert store.wait_for(Distrust) == [Distrust((slot,))]
     assert store.wait_for(Release) == [Release(1, {"g2": 6}, {"g2": 1}, {"g2": 3})]
     assert engine.find(blocks).tiers == "2" * 6
@@ -230,25 +234,55 @@ def test_a_disk_that_stops_in_the_middle(path: Path) -> None:
     store.close()
 
 
-def test_a_copier_that_raises_costs_its_job(store: StrictStore, engine: Engine) -> None:
-    def fail(places: Sequence[int]) -> None:
-        raise RuntimeError("no such block")
+def test_a_copier_that_raises_costs_its_job(store: StrictStore, caplog: pytest.LogCaptureFixture) -> None:
+    """And keeps nothing mapped, though what it logs of the error is kept."""
+    engine = Engine(store.path)
+    copy_in, copy_out = engine.copy_in, engine.copy_out
+    calls: list[int] = []
 
-    blocks = chain(1, 5)
-    engine.before_out = fail
-    assert engine.store(blocks).dropped == {"copy_failed": 5}
-    assert store.wait_for(Abandon)[0].slots == (0, 1, 2, 3, 4)
-    engine.before_out = lambda places: None
-    assert engine.store(blocks).stored == 5
-    engine.before_in = fail
+    def fail(slots: Sequence[memoryview]) -> None:
+        part = slots[0][:10]
+        calls.append(len(slots))
+        raise RuntimeError(f"no such block for {len(part)} bytes")
+
+    blocks = chain(1, 40)
+    engine.copy_out = lambda places, slots: fail(slots)  # type: ignore[method-assign]
+    engine.copy_in = lambda slots, places: fail(slots)  # type: ignore[method-assign]
+    assert engine.store(blocks).dropped == {"copy_failed": 40}
+    assert calls == [32], "nothing more is copied of an Offer that has failed"
+    assert [len(one.slots) for one in store.wait_for(Abandon, 2)] == [32, 8]
+    engine.copy_out = copy_out  # type: ignore[method-assign]
+    assert engine.store(blocks).stored == 40
     fetched = engine.load(engine.find(blocks), blocks)
     assert (fetched.count, fetched.failed_tier) == (0, "2")
     assert store.of(Distrust) == []
-    engine.before_in = lambda places: None
-    assert engine.load(engine.find(blocks), blocks).count == 5
+    engine.copy_in = copy_in  # type: ignore[method-assign]
+    assert engine.load(engine.find(blocks), blocks).count == 40
+    assert len([one for one in caplog.records if one.exc_info]) == 2
     assert mapped(store.inode)
     engine.close()
     assert not mapped(store.inode)
+
+
+def test_a_copier_that_leaves_a_cycle_behind_keeps_nothing_mapped(store: StrictStore) -> None:
+    engine = Engine(store.path)
+    copy_in = engine.copy_in
+
+    def tangle(slots: Sequence[memoryview], places: Sequence[int]) -> None:
+        cycle: list[Any] = [slots[0][:10]]
+        cycle.append(cycle)
+        copy_in(slots, places)
+
+    engine.copy_in = tangle  # type: ignore[method-assign]
+    blocks = chain(1, 2)
+    engine.store(blocks)
+    gc.disable()
+    try:
+        assert engine.load(engine.find(blocks), blocks).count == 2
+        engine.close()
+        assert not mapped(store.inode)
+    finally:
+        gc.enable()
 
 
 def test_an_engine_that_cannot_take_a_result(store: StrictStore) -> None:
@@ -430,8 +464,9 @@ def test_a_store_that_dies_in_each_step(path: Path) -> None:
         assert engine.tiers.wait_connected(DEADLINE_S)
         assert not mapped(old)
         engine.store(host)
-        assert engine.find(host).lease
-        assert engine.load(third, host).count == 0, "a lease of the store before"
+        while engine.find(host).tiers and successor.last_lease < 10:
+            pass
+        assert engine.load(third, host).count == 0, "a lease of the store before, with a number that its successor gave"
         old = successor.inode
         successor.close()
         engine.lose(host)
@@ -682,12 +717,26 @@ def test_a_disk_that_answers_nothing_is_not_asked_without_end(store: StrictStore
     engine = Engine(store.path, limits=Limits(load_s=DEADLINE_S, fetch_s=0.01))
     blocks = chain(1, 40)
     disk(store, blocks)
-    store.script = lambda request: SILENCE if isinstance(request, Load) else None
+    answers: list[Callable[[], None]] = []
+
+    def late(request: Any) -> Any:
+        if not isinstance(request, Load):
+            return None
+        answers.append(store.later(request))
+        return SILENCE
+
+    store.script = late
     for _ in range(20):
         fetched = engine.load(engine.find(blocks), blocks)
         assert (fetched.count, fetched.failed_tier) == (0, "3")
         assert "0.01 s" in fetched.error
     assert len(store.of(Load)) == 32
     assert len(store.wait_for(Release, 20)) == 20
+    for answer in answers:
+        answer()
+    assert engine.find(blocks).error == ""
+    session = engine.tiers._in._session
+    assert session is not None
+    assert (session.unanswered, session._answers) == (0, {}), "what came too late is dropped"
     assert len(store.of(Attach)) == 2
     engine.close()
