@@ -24,7 +24,6 @@ class Place(msgspec.Struct, frozen=True, tag="place"):
     model: str
     hashes: tuple[int, ...]
     prompt_tokens: int
-    role: str = "aggregated"
     pin: str | None = None
     exclude: tuple[str, ...] = ()
     overlap_weight: float | None = None
@@ -59,7 +58,7 @@ class Placed(msgspec.Struct, frozen=True, tag="placed"):
     prefill: PrefillLeg | None = None
     """Compute the prompt there first, and go on at `worker`. None: `worker` does it all."""
     policy: str = ""
-    """The disaggregation policy that was in force, "" where the model has no prefill workers."""
+    """The disaggregation policy that was in force, "" where no worker of the model is there for one leg alone."""
 
 
 class Unplaced(msgspec.Struct, frozen=True, tag="unplaced"):

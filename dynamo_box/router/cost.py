@@ -8,8 +8,11 @@ memory or disk counts as a part of one (`TierCosts`). `decode_blocks` are the KV
 blocks in use on the worker with this request added, shared ones counted once: the longer the batch, the
 slower each step.
 
-Temperature 0 takes the lowest cost; among equals the smallest index, then chance. Above 0 the worker is drawn
-with probabilities softmax(-(cost normalised by its range) / temperature).
+A request in two legs (see `legs.py`) is weighed so on its prefill workers, without blocks of its own among their
+`decode_blocks`. On its decode workers the `decode_blocks` alone count, since what they need of the prompt arrives.
+
+Temperature 0 takes the lowest cost; among equals whoever has an `edge`, then the smallest index, then chance. Above 0
+the worker is drawn with probabilities softmax(-(cost normalised by its range) / temperature).
 """
 
 from __future__ import annotations
@@ -21,10 +24,14 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dynamo_box.protocol.figures import Candidate
+from dynamo_box.protocol.request import Leg
 
 Mode = Literal["kv", "round-robin", "random"]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
+EDGES: dict[Leg, str] = {"whole": "preferred", "prefill": "for prefill alone", "decode": "more cached"}
+"""What an edge is, by leg."""
+
 MAX_KNOB = 1e6
 """Largest overlap weight and temperature; keeps every cost finite."""
 
@@ -73,7 +80,7 @@ class Option:
 
     `overlap_blocks` of the prompt are cached there, and `host_blocks` and `disk_blocks` more would be loaded;
     `prefill_tokens` it has yet to compute, without this request; `decode_blocks` it would have in use with this
-    request added; `indexed_blocks` is the size of its index.
+    request added; `indexed_blocks` is the size of its index; the largest `edge` wins among equals.
     """
 
     worker: str
@@ -83,6 +90,7 @@ class Option:
     indexed_blocks: int
     host_blocks: int = 0
     disk_blocks: int = 0
+    edge: int = 0
 
     @property
     def spared_blocks(self) -> int:
@@ -146,13 +154,15 @@ def decide(
     last: str = "",
     pinned: bool = False,
     tier_costs: TierCosts = DEFAULT_COSTS,
+    leg: Leg = "whole",
 ) -> Choice:
-    """Choose among `options` (at least one).
+    """Choose among `options` (at least one) for one leg of a request, or for the whole of it.
 
     `last` is the worker that round-robin chose before; names go round in sorted order. `pinned`: the client
     named the only option.
     """
-    candidates = tuple(weigh(option, prompt_tokens, block_size, knobs.overlap_weight, tier_costs) for option in options)
+    computed, weight = (0, 0.0) if leg == "decode" else (prompt_tokens, knobs.overlap_weight)
+    candidates = tuple(weigh(option, computed, block_size, weight, tier_costs) for option in options)
     if pinned:
         winner, why = 0, "named by the request"
     elif mode == "round-robin":
@@ -160,16 +170,17 @@ def decide(
     elif mode == "random":
         winner, why = rng.randrange(len(options)), "drawn at random"
     elif len(options) == 1:
-        winner, why = 0, "the only worker"
+        winner, why = 0, "the only worker" if leg == "whole" else f"the only one for {leg}"
     elif knobs.temperature > 0.0:
         winner = _draw([candidate.cost for candidate in candidates], knobs.temperature, rng)
         why = f"{_against(candidates, winner)}, drawn at temperature {knobs.temperature:g}"
     else:
-        winner, tie = _lowest(candidates, options, rng)
+        winner, tie = _lowest(candidates, options, rng, leg)
         why = _against(candidates, winner) + tie
     option = options[winner]
     prompt_blocks = -(-prompt_tokens // block_size)
-    reason = f"{option.worker}: {option.overlap_blocks} of {prompt_blocks} blocks cached, {_loads(option)}{why}"
+    rest = "the rest arrives, " if leg == "decode" else _loads(option)
+    reason = f"{option.worker}: {option.overlap_blocks} of {prompt_blocks} blocks cached, {rest}{why}"
     return Choice(option, candidates, reason)
 
 
@@ -195,11 +206,17 @@ def _draw(costs: list[float], temperature: float, rng: random.Random) -> int:
     return rng.choices(range(len(costs)), weights)[0]
 
 
-def _lowest(candidates: Sequence[Candidate], options: Sequence[Option], rng: random.Random) -> tuple[int, str]:
+def _lowest(
+    candidates: Sequence[Candidate], options: Sequence[Option], rng: random.Random, leg: Leg
+) -> tuple[int, str]:
     lowest = min(candidate.cost for candidate in candidates)
     level = [index for index, candidate in enumerate(candidates) if candidate.cost == lowest]
     if len(level) == 1:
         return level[0], ""
+    best = max(options[index].edge for index in level)
+    level = [index for index in level if options[index].edge == best]
+    if len(level) == 1:
+        return level[0], f" (level; {EDGES[leg]})"
     smallest = min(options[index].indexed_blocks for index in level)
     smallest_level = [index for index in level if options[index].indexed_blocks == smallest]
     if len(smallest_level) == 1:

@@ -1,6 +1,8 @@
 """What runs where. A placement is a lease on a worker's load: it counts until it is released, abandoned with
 its connection, or expired for want of renewal.
 
+A request in two legs is one lease on two workers: its prompt counts where it is computed, its blocks where they arrive.
+
 A lease points at its worker's load object, not at a name. When the worker leaves, its load object is dropped
 in one step; leases that still point at it end later and change nothing that anybody asks for.
 """
@@ -70,6 +72,7 @@ class _Lease:
     load: WorkerLoad
     hashes: tuple[int, ...]
     private_blocks: int
+    prefill_load: WorkerLoad
     prefill_tokens: int
     expires_at: float
 
@@ -105,20 +108,24 @@ class Leases:
         private_blocks: int,
         prefill_tokens: int,
         now: float,
+        prefill_load: WorkerLoad | None = None,
     ) -> None:
-        """Count a request. `key` must not be in use, and there must be room."""
+        """Count a request: its blocks as `load`, and its prompt as `prefill_load` if another worker computes it. `key`
+        must not be in use, and there must be room.
+        """
         if key in self._leases or self.full:
             raise ValueError(f"lease {key} is in use, or there are {self._max_leases} already")
         load.add(hashes, private_blocks)
-        load.prefill_tokens += prefill_tokens
-        self._leases[key] = _Lease(load, hashes, private_blocks, prefill_tokens, now + self._ttl_s)
+        computed = prefill_load or load
+        computed.prefill_tokens += prefill_tokens
+        self._leases[key] = _Lease(load, hashes, private_blocks, computed, prefill_tokens, now + self._ttl_s)
         self._of_connection.setdefault(key[0], set()).add(key[1])
 
     def prefill_done(self, key: LeaseKey) -> None:
         """The prompt has been computed; no effect the second time, or when the lease has ended."""
         lease = self._leases.get(key)
         if lease is not None:
-            lease.load.prefill_tokens -= lease.prefill_tokens
+            lease.prefill_load.prefill_tokens -= lease.prefill_tokens
             lease.prefill_tokens = 0
 
     def release(self, key: LeaseKey) -> None:
@@ -178,4 +185,4 @@ class Leases:
 
 def _settle(lease: _Lease) -> None:
     lease.load.remove(lease.hashes, lease.private_blocks)
-    lease.load.prefill_tokens -= lease.prefill_tokens
+    lease.prefill_load.prefill_tokens -= lease.prefill_tokens

@@ -1,58 +1,24 @@
-"""Index, load, predictions and cost put together for the models of a box. No sockets, no clock of its own.
-
-Workers come and go twice over: `join` and `leave` follow the instance directory, `connect` and `disconnect`
-the connection. Only a connected worker is placed on. A lost connection drops what is known of the worker's
-cache but keeps its load: the requests that run there don't end with our connection.
-"""
+"""Index, load, predictions and cost put together for the models of a box. No sockets, no clock of its own."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from dynamo_box.discovery.instances import Instance
 from dynamo_box.protocol.figures import Decision, RouterFigures
-from dynamo_box.protocol.route import Adopt, Place, Placed, RouteReply, Unplaced
-from dynamo_box.protocol.spec import ModelSpec
-from dynamo_box.router.cost import DEFAULT_COSTS, Choice, Knobs, Mode, Option, TierCosts, decide
+from dynamo_box.protocol.route import Adopt, Place, Placed, PrefillLeg, RouteReply, Unplaced
+from dynamo_box.protocol.spec import Disagg, ModelSpec
+from dynamo_box.router import disagg
+from dynamo_box.router.cost import DEFAULT_COSTS, Knobs, Mode, Option, TierCosts
 from dynamo_box.router.credit import BoxTiers, Credit, credit_each
 from dynamo_box.router.decisions import DecisionLog
-from dynamo_box.router.index import KvIndex
-from dynamo_box.router.load import LeaseKey, Leases, WorkerLoad
-from dynamo_box.router.predictions import Predictions
+from dynamo_box.router.legs import Contender, Legs, Missing, Request, decide_legs
+from dynamo_box.router.load import LeaseKey, Leases
+from dynamo_box.router.pool import Pool, Worker
 
-
-@dataclass(slots=True)
-class Worker:
-    """One life of a worker process."""
-
-    instance: Instance
-    load: WorkerLoad = field(default_factory=WorkerLoad)
-    predictions: Predictions = field(default_factory=Predictions)
-    connected: bool = False
-
-
-class Pool:
-    """One model: its workers and what they hold."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-        self.index = KvIndex()
-        self.workers: dict[str, Worker] = {}
-        self.last_in_turn = ""
-
-    def candidates(self, place: Place) -> list[Worker]:
-        """Connected workers that this request may go to."""
-        return [
-            worker
-            for name, worker in self.workers.items()
-            if worker.connected
-            and worker.instance.role == place.role
-            and name not in place.exclude
-            and place.pin in (None, name)
-        ]
+DEFAULT_DISAGG = Disagg()
 
 
 class Placement:
@@ -69,9 +35,11 @@ class Placement:
         clock: Callable[[], float] = time.monotonic,
         tier_costs: TierCosts = DEFAULT_COSTS,
         kvstore: str = "",
+        disagg: Disagg = DEFAULT_DISAGG,
     ) -> None:
         """`kvstore` is the process that owns the tiers, "" for none."""
         self.mode: Mode = mode
+        self.disagg = disagg
         self.tiers = BoxTiers(kvstore)
         self.pools = {spec.name: Pool(spec) for spec in models}
         self.leases = Leases(lease_ttl_s)
@@ -89,31 +57,7 @@ class Placement:
         pool = self.pools.get(instance.model)
         if pool is None:
             return f"{instance.name} serves {instance.model}, which is no model of this box"
-        if instance.block_size != pool.spec.block_size:
-            return (
-                f"{instance.name} has blocks of {instance.block_size} tokens, "
-                f"the model {instance.model} of {pool.spec.block_size}"
-            )
-        if instance.fingerprint != pool.spec.fingerprint:
-            return f"{instance.name} serves other weights under the name {instance.model}"
-        pool.workers[instance.name] = Worker(instance)
-        return ""
-
-    def leave(self, instance: Instance) -> None:
-        """Forget a worker, its cache and its load, in a time that doesn't depend on their size."""
-        pool = self.pools[instance.model]
-        pool.index.forget(instance.name)
-        del pool.workers[instance.name]
-
-    def connect(self, instance: Instance) -> None:
-        self.pools[instance.model].workers[instance.name].connected = True
-
-    def disconnect(self, instance: Instance) -> None:
-        pool = self.pools[instance.model]
-        worker = pool.workers[instance.name]
-        worker.connected = False
-        worker.predictions = Predictions()
-        pool.index.forget(instance.name)
+        return pool.join(instance)
 
     # requests
 
@@ -132,7 +76,8 @@ class Placement:
             return Unplaced(place.id, "bad_request", problem)
         workers = pool.candidates(place)
         if not workers:
-            return _nobody(place, pool)
+            gone = place.pin is not None
+            return Unplaced(place.id, "pinned_worker_gone" if gone else "no_workers", pool.why_nobody(place))
         if self.leases.full:
             return Unplaced(place.id, "no_workers", _too_many(self.leases))
 
@@ -146,61 +91,73 @@ class Placement:
             hashes=place.hashes,
         )
         match_us = (time.perf_counter() - match_started) * 1e6
-        choice = decide(
+        policy = self.disagg if pool.split else None
+        legs = decide_legs(
             self.mode,
-            _options(place, pool, workers, credit),
-            prompt_tokens=place.prompt_tokens,
-            block_size=pool.spec.block_size,
-            knobs=knobs,
+            _contenders(place, pool, workers, credit),
+            Request(place.prompt_tokens, pool.spec.block_size, knobs, place.pin is not None, place.one_leg),
+            policy,
             rng=self._rng,
-            last=pool.last_in_turn,
-            pinned=place.pin is not None,
+            last=pool.turns,
             tier_costs=self._tier_costs,
         )
-        self._count(key, place, pool, choice)
-        winner = choice.option
+        if isinstance(legs, Missing):
+            return Unplaced(place.id, "no_workers", pool.why_nobody_for(legs.leg, place))
+        in_force = policy.policy if policy is not None else ""
+        self._count(key, place, pool, legs, in_force)
+        winner = legs.decode.option
         return Placed(
             id=place.id,
             worker=winner.worker,
             overlap_blocks=winner.overlap_blocks,
-            reason=choice.reason,
+            reason=legs.decode.reason,
             took_us=(time.perf_counter() - started) * 1e6,
             match_us=match_us,
             host_blocks=winner.host_blocks,
             disk_blocks=winner.disk_blocks,
+            prefill=_prefill_leg(legs),
+            policy=in_force,
         )
 
-    def _count(self, key: LeaseKey, place: Place, pool: Pool, choice: Choice) -> None:
+    def _count(self, key: LeaseKey, place: Place, pool: Pool, legs: Legs, policy: str) -> None:
         """Enter a decision everywhere: as load, as a prediction, in the record.
 
         Load is what is computed. A block that is loaded keeps nobody's prefill waiting, so it counts as cached here,
-        and in the hit rate.
+        and in the hit rate. What is computed somewhere is predicted there alone: until it arrives at another worker,
+        nobody is better off for following it.
         """
         now = self._clock()
-        name, spared = choice.option.worker, choice.option.spared_blocks
-        worker = pool.workers[name]
+        first, last = legs.prefill or legs.decode, legs.decode
+        computing, answering = pool.workers[first.option.worker], pool.workers[last.option.worker]
+        spared = first.option.spared_blocks
         private_blocks = _private_blocks(place, pool.spec)
         self.leases.add(
             key,
-            worker.load,
+            answering.load,
             place.hashes,
             private_blocks=private_blocks,
             prefill_tokens=place.prompt_tokens - spared * pool.spec.block_size,
+            prefill_load=computing.load,
             now=now,
         )
-        worker.predictions.note(place.hashes, now)
+        computing.predictions.note(place.hashes, now)
         if place.pin is None:
-            pool.last_in_turn = name
+            pool.note_turns(legs)
         self._decisions.add(
             Decision(
                 request_id=place.request_id,
                 model=place.model,
                 at=time.time(),
                 mode=self.mode,
-                winner=name,
-                reason=choice.reason,
+                winner=last.option.worker,
+                reason=last.reason,
                 prompt_blocks=len(place.hashes) + private_blocks,
-                candidates=choice.candidates,
+                candidates=last.candidates,
+                policy=policy,
+                policy_reason=legs.why,
+                prefill=legs.prefill.option.worker if legs.prefill else "",
+                prefill_reason=legs.prefill.reason if legs.prefill else "",
+                prefill_candidates=legs.prefill.candidates if legs.prefill else (),
             ),
             spared,
         )
@@ -240,11 +197,7 @@ class Placement:
     def figures(self) -> RouterFigures:
         return RouterFigures(
             mode=self.mode,
-            workers=tuple(
-                sorted(
-                    name for pool in self.pools.values() for name, worker in pool.workers.items() if worker.connected
-                )
-            ),
+            workers=tuple(sorted(worker.instance.name for pool in self.pools.values() for worker in pool.serving())),
             indexed_blocks=sum(pool.index.total_blocks for pool in self.pools.values()),
             host_blocks=self.tiers.host_blocks,
             disk_blocks=self.tiers.disk_blocks,
@@ -255,31 +208,39 @@ class Placement:
             expired_leases=self.leases.expired,
             hit_rate=self._decisions.hit_rate,
             decisions=self._decisions.recent(),
+            disagg=disagg.describe(self.disagg),
+            disagg_settings=self.disagg,
         )
 
     def _key_problem(self, key: LeaseKey) -> str:
         return f"id {key[1]} is in use on this connection" if key in self.leases else ""
 
 
-def _options(place: Place, pool: Pool, workers: list[Worker], credit: list[Credit]) -> list[Option]:
+def _contenders(place: Place, pool: Pool, workers: list[Worker], credit: list[Credit]) -> list[Contender]:
     private_blocks = _private_blocks(place, pool.spec)
-    options = []
+    contenders = []
     for worker, its in zip(workers, credit, strict=True):
         # What is awaited is being computed for a sibling. It counts in the worker's prefill already, but this
         # request doesn't add to it, nor would another worker spare it.
         awaited_tokens = its.awaited * pool.spec.block_size
-        options.append(
-            Option(
-                worker=worker.instance.name,
-                overlap_blocks=its.own,
-                prefill_tokens=max(worker.load.prefill_tokens - awaited_tokens, 0),
-                decode_blocks=worker.load.blocks_with(place.hashes, private_blocks),
-                indexed_blocks=pool.index.blocks(worker.instance.name),
-                host_blocks=its.host,
-                disk_blocks=its.disk,
-            )
+        option = Option(
+            worker=worker.instance.name,
+            overlap_blocks=its.own,
+            prefill_tokens=max(worker.load.prefill_tokens - awaited_tokens, 0),
+            decode_blocks=worker.load.blocks_with(place.hashes, private_blocks),
+            indexed_blocks=pool.index.blocks(worker.instance.name),
+            host_blocks=its.host,
+            disk_blocks=its.disk,
         )
-    return options
+        contenders.append(Contender(worker.instance.role, option, worker.load.blocks, worker.load.prefill_tokens))
+    return contenders
+
+
+def _prefill_leg(legs: Legs) -> PrefillLeg | None:
+    if legs.prefill is None:
+        return None
+    option = legs.prefill.option
+    return PrefillLeg(option.worker, option.overlap_blocks, legs.prefill.reason, option.host_blocks, option.disk_blocks)
 
 
 def _prompt_problem(request: Place | Adopt, spec: ModelSpec) -> str:
@@ -300,14 +261,3 @@ def _private_blocks(request: Place | Adopt, spec: ModelSpec) -> int:
 
 def _too_many(leases: Leases) -> str:
     return f"{len(leases)} requests are placed, which is as many as the router counts"
-
-
-def _nobody(place: Place, pool: Pool) -> Unplaced:
-    if place.pin is not None:
-        reason = f"worker {place.pin} doesn't serve {place.model} as {place.role} now"
-        return Unplaced(place.id, "pinned_worker_gone", reason)
-    connected = sum(worker.connected and worker.instance.role == place.role for worker in pool.workers.values())
-    reason = f"{connected} {place.role} workers serve {place.model} now"
-    if connected:
-        reason += ", all of them excluded by the request"
-    return Unplaced(place.id, "no_workers", reason)

@@ -16,6 +16,7 @@ from dynamo_box.paths import RunDir
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import RouterFigures
 from dynamo_box.protocol.spec import RouterSpec
+from dynamo_box.router import disagg
 from dynamo_box.router.cost import Knobs, TierCosts, parse_mode
 from dynamo_box.router.frontends import Frontends
 from dynamo_box.router.placement import Placement
@@ -71,8 +72,9 @@ class Router:
         self._tell(status.Starting("listen"))
         await self._frontends.listen(self._run_dir.router_socket)
         models = ", ".join(self._placement.pools)
-        self._tell(status.Ready({"mode": self._placement.mode, "models": models}))
-        log.info("ready", mode=self._placement.mode, models=models)
+        policy = disagg.describe(self._placement.disagg)
+        self._tell(status.Ready({"mode": self._placement.mode, "disagg": policy, "models": models}))
+        log.info("ready", mode=self._placement.mode, disagg=policy, models=models)
         self._tick()
         async for instances in watch_instances(self._run_dir.instances):
             self._workers.update(instances)
@@ -84,16 +86,21 @@ class Router:
         await self._drained.wait()
 
     def set_option(self, key: str, value: str) -> str:
-        """Change a setting and say what it is now.
+        """Change a setting, for what is placed from now on, and say what is in force.
 
         Raises:
             ValueError: no such key or value.
         """
-        if key != "mode":
-            raise ValueError(f"the router has no setting {key!r}; there is mode")
-        self._placement.mode = parse_mode(value)
-        log.info("mode changed", mode=value)
-        return f"mode {value}"
+        if key == "mode":
+            self._placement.mode = parse_mode(value)
+            now = value
+        elif key == "disagg":
+            self._placement.disagg = disagg.parse(value, self._placement.disagg)
+            now = disagg.describe(self._placement.disagg)
+        else:
+            raise ValueError(f"the router has no setting {key!r}; there are mode and disagg")
+        log.info("setting changed", key=key, value=now)
+        return f"{key} {now}"
 
     def close(self) -> None:
         if self._ticker is not None:
@@ -142,7 +149,7 @@ class Router:
 def _placement(spec: RouterSpec) -> Placement:
     knobs = Knobs(spec.overlap_weight, spec.temperature)
     tier_costs = TierCosts(spec.host_block_cost, spec.disk_block_cost)
-    problem = knobs.problem() or tier_costs.problem()
+    problem = knobs.problem() or tier_costs.problem() or disagg.problem(spec.disagg)
     try:
         mode = parse_mode(spec.mode)
     except ValueError as error:
@@ -158,4 +165,5 @@ def _placement(spec: RouterSpec) -> Placement:
         rng=rng,
         tier_costs=tier_costs,
         kvstore=spec.kvstore,
+        disagg=spec.disagg,
     )

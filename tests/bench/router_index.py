@@ -124,7 +124,7 @@ def place(repeated: bool, blocks: int = PROMPT_BLOCKS, tiers: bool = False) -> N
     for number in range(WORKERS):
         instance = Instance(f"w{number}", "m", "aggregated", "mock", "", 1, 1, "f", BLOCK_SIZE, 1, "float32", 2**20)
         placement.join(instance)
-        placement.connect(instance)
+        placement.pools["m"].connect(instance.name)
         placement.pools["m"].index.store(instance.name, prompt[: blocks // 2] if tiers else prompt)
     samples = []
     for number in range(REPEATS):

@@ -14,16 +14,17 @@ import pytest
 from dynamo_box.protocol import status
 from dynamo_box.protocol.residency import Residency
 from dynamo_box.protocol.route import Place, Release, Unplaced
+from dynamo_box.protocol.spec import Disagg
 
 
 def test_it_says_how_its_start_goes_and_listens_when_ready(stage: Any) -> None:
     router = stage.start_router()
     assert router.expect(status.Starting).phase == "instances"
     ready = router.expect(status.Ready)
-    assert ready.info == {"mode": "kv", "models": "smollm2"}
+    assert ready.info == {"mode": "kv", "disagg": "fallback", "models": "smollm2"}
     reply = stage.frontend().place()
     assert isinstance(reply, Unplaced)
-    assert (reply.code, reply.reason) == ("no_workers", "0 aggregated workers serve smollm2 now")
+    assert (reply.code, reply.reason) == ("no_workers", "no worker serves smollm2 now")
 
 
 @pytest.mark.parametrize("ending", ["stop", "end of stream", "SIGTERM", "drain"])
@@ -86,6 +87,7 @@ def test_without_a_supervisor_it_says_who_starts_it() -> None:
         ({"mode": "fastest"}, "no routing mode 'fastest'"),
         ({"overlap_weight": -1.0}, "overlap_weight"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"disagg": Disagg("conditional", min_uncached_share=1.5)}, "min_uncached_share must be a number from 0 to 1"),
     ],
 )
 def test_settings_that_make_no_sense_fail_for_good(stage: Any, changes: dict[str, Any], cause: str) -> None:
@@ -105,14 +107,15 @@ def test_a_socket_that_cant_be_opened_fails_the_start(stage: Any) -> None:
     assert router.exit_status() == 1
 
 
-def test_its_mode_can_be_set_and_nothing_else(stage: Any) -> None:
+def test_its_mode_and_policy_can_be_set_and_nothing_else(stage: Any) -> None:
     router = stage.router()
     router.status.send(status.Set(1, "mode", "round-robin"))
     assert router.expect(status.Answer) == status.Answer(1, text="mode round-robin")
     router.status.send(status.Set(2, "mode", "fastest"))
     assert "there are kv, round-robin, random" in router.expect(status.Answer).error
     router.status.send(status.Set(3, "colour", "red"))
-    assert router.expect(status.Answer) == status.Answer(3, error="the router has no setting 'colour'; there is mode")
+    refusal = "the router has no setting 'colour'; there are mode and disagg"
+    assert router.expect(status.Answer) == status.Answer(3, error=refusal)
     router.status.send(status.CancelRequest(4, "req"))
     assert "frontend" in router.expect(status.Answer).error
 

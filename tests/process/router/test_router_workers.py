@@ -76,17 +76,56 @@ def test_a_large_dump_comes_in_pages(stage: Any) -> None:
     router.indexed(50_000)
 
 
-def test_a_worker_whose_file_goes_is_forgotten_at_once(stage: Any) -> None:
+def test_a_worker_whose_file_goes_is_placed_on_no_more_and_forgotten_with_its_connection(stage: Any) -> None:
     router = stage.router()
     worker = stage.subscribed_worker(router, 0, HASHES)
     frontend = stage.frontend()
     frontend.placed(HASHES)
     worker.withdraw()
     figures = router.figures_when(lambda figures: figures.workers == ())
-    assert figures.indexed_blocks == 0
-    assert figures.active_requests == 1, "the frontend will release it"
+    assert figures.indexed_blocks == 12, "while it is connected it may come back"
     assert isinstance(frontend.place(HASHES), Unplaced)
-    assert worker.channel.receive(20.0) is None, "the router has hung up"
+    worker.hang_up()
+    figures = router.indexed(0)
+    assert figures.active_requests == 1, "the frontend will release it"
+    worker.announce()
+    worker.accept()
+    worker.dump(0, HASHES[:3])
+    router.indexed(3)
+
+
+@pytest.mark.parametrize("role", ["aggregated", "prefill"])
+def test_a_worker_that_withdraws_and_comes_back_has_what_it_had(stage: Any, role: str) -> None:
+    """A flip of its role after a drain, or a sleep from which it woke."""
+    router = stage.router()
+    worker = stage.subscribed_worker(router, 0, HASHES)
+    frontend = stage.frontend()
+    frontend.placed(HASHES)
+    worker.withdraw()
+    router.figures_when(lambda figures: figures.workers == ())
+    worker.send(KvRemoved(0, HASHES[8:]), KvStored(1, (7,), None))
+    worker.instance = replace(worker.instance, role=role)
+    worker.announce()
+    router.figures_when(lambda figures: figures.workers == (worker.name,) and figures.indexed_blocks == 9)
+    assert frontend.placed(HASHES, pin=worker.name).overlap_blocks == 12, "of which it computes four for the first one"
+    candidate = router.figures_when(lambda figures: figures.routed == 2).decisions[-1].candidates[0]
+    assert (candidate.decode_blocks, candidate.prefill_blocks) == (12, 0.0), "what runs there runs on"
+    worker.send(KvStored(2, (8,), 7))
+    assert router.indexed(10).resyncs == 0, "it is the same connection"
+
+
+def test_a_role_that_is_none_keeps_a_worker_out(stage: Any) -> None:
+    router = stage.router()
+    worker = stage.subscribed_worker(router, 0, HASHES)
+    worker.instance = replace(worker.instance, role="both")
+    worker.announce()
+    assert "the role 'both'; there are prefill, decode, aggregated" in router.expect(status.Note).text
+    assert isinstance(stage.frontend().place(HASHES), Unplaced)
+    worker.instance = replace(worker.instance, role="decode")
+    worker.announce()
+    worker.accept()
+    worker.dump(0, HASHES[:2])
+    assert router.indexed(2).workers == (worker.name,)
 
 
 def test_a_lost_connection_is_made_again_while_the_file_is_there(stage: Any) -> None:

@@ -64,7 +64,7 @@ class Rig:
 
     def join(self, each: Instance) -> None:
         assert self.placement.join(each) == ""
-        self.placement.connect(each)
+        self.placement.pools[each.model].connect(each.name)
 
     def place(self, hashes: tuple[int, ...] = (), **changes: object) -> Placed | Unplaced:
         self.next_id += 1
@@ -149,17 +149,14 @@ def test_a_burst_of_siblings_stays_together_while_it_pays() -> None:
     assert rig.placed(trunk + prompt(9, 2)).overlap_blocks == 0, "no event confirmed it"
 
 
-def test_models_and_roles_are_kept_apart() -> None:
-    prefill = instance(0, role="prefill")
+def test_models_are_kept_apart() -> None:
     other = instance(0, OTHER)
-    rig = Rig(A, prefill, other)
+    rig = Rig(A, other)
     hashes = prompt(1, 4)
     rig.placement.pools["other"].index.store(other.name, hashes)
     assert rig.placed(hashes).worker == A.name
-    assert rig.placed(hashes, role="prefill").worker == prefill.name
     reply = rig.placed(hashes, model="other", prompt_tokens=4 * 32)
     assert (reply.worker, reply.overlap_blocks) == (other.name, 4)
-    assert rig.unplaced(hashes, role="decode").code == "no_workers"
 
 
 def test_pin_and_exclude() -> None:
@@ -211,9 +208,9 @@ def test_a_worker_that_lost_its_connection_keeps_its_load_but_no_cache() -> None
     hashes = prompt(1, 10)
     rig.placement.pools["smollm2"].index.store(A.name, hashes)
     rig.placed(hashes)
-    rig.placement.disconnect(A)
-    assert rig.unplaced(hashes).reason == "0 aggregated workers serve smollm2 now"
-    rig.placement.connect(A)
+    rig.placement.pools["smollm2"].disconnect(A.name)
+    assert rig.unplaced(hashes).reason == "no worker serves smollm2 now"
+    rig.placement.pools["smollm2"].connect(A.name)
     assert rig.placed(prompt(2, 1)).overlap_blocks == 0
     assert rig.candidate(A).decode_blocks == 11
 
@@ -223,7 +220,7 @@ def test_a_worker_that_left_leaves_nothing() -> None:
     hashes = prompt(1, 10)
     rig.placement.pools["smollm2"].index.store(A.name, hashes)
     reply = rig.placed(hashes)
-    rig.placement.leave(A)
+    rig.placement.pools["smollm2"].leave(A.name)
     assert rig.placement.figures().indexed_blocks == 0
     rig.join(instance(0, pid=2))
     assert rig.placed(prompt(2, 1)).overlap_blocks == 0
@@ -266,6 +263,7 @@ def test_leases_expire_unless_renewed() -> None:
         ({"model": "gpt"}, "no model of this box"),
         ({"block_size": 32}, "blocks of 32 tokens"),
         ({"fingerprint": "bad"}, "other weights"),
+        ({"role": "both"}, "the role 'both'; there are prefill, decode, aggregated"),
     ],
 )
 def test_a_worker_that_doesnt_fit_its_model_is_kept_out(changed: dict[str, object], problem: str) -> None:
