@@ -76,6 +76,10 @@ class DiskPort(Protocol):
     def figures(self) -> TierFigures: ...
 
     @property
+    def settled(self) -> bool:
+        """Whether it works, and knows all that is there."""
+
+    @property
     def indexing(self) -> int: ...
     @property
     def indexed_in_s(self) -> float | None: ...

@@ -27,9 +27,10 @@ from dynamo_box.protocol.spec import EVENTS_SUFFIX, ChildSpec, KvStoreSpec
 
 CLEAR_SLICE = 512
 """Blocks forgotten in one turn of the loop."""
-DRAIN_LOOK_S = 0.1
-BYTES_PER_SLOT = 47
-BYTES_PER_BLOCK = 165
+LOOK_EVERY_S = 0.1
+LOOK_AT_DISK_EVERY_S = 1.0
+BYTES_PER_SLOT = 55
+BYTES_PER_BLOCK = 134
 """What the tables take, measured (tests/bench/kv_metadata.py): a slot by itself, and what the block in it adds."""
 
 log = get_logger()
@@ -44,6 +45,7 @@ class KvStoreService:
         self._run = RunDir(Path(spec.run_dir))
         self._counts = Counts()
         self._layouts = Layouts(spec, self._run.key, self._counts, life.note)
+        self._disk_timer: asyncio.TimerHandle | None = None
         if spec.disk_bytes:
             self._layouts.disk = self._disk()
         self._server = KvServer(self._layouts, self._counts, life.changed)
@@ -52,6 +54,7 @@ class KvStoreService:
         _allow_all_descriptors()
         if self._layouts.disk is not None:
             self._layouts.disk.port.start()
+            self._tend_disk(self._layouts.disk)
         self._server.listen(listen_unix(self._run.worker_socket(self._spec.name)))
         await self._layouts.events.listen(listen_unix(self._run.worker_socket(self._spec.name + EVENTS_SUFFIX)))
         return {"host_bytes": str(self._spec.host_bytes), "disk_bytes": str(self._spec.disk_bytes)}
@@ -69,13 +72,25 @@ class KvStoreService:
             owner=spec.run_dir,
             write_queue_blocks=spec.write_queue_blocks,
         )
-        return Disk(port, WriteBack(port, spec.disk_admission, spec.write_queue_blocks, self._counts.disk_dropped))
+        write_back = WriteBack(
+            port, spec.disk_admission, spec.write_queue_blocks, self._counts.disk_dropped, self._life.changed
+        )
+        return Disk(port, write_back)
+
+    def _tend_disk(self, disk: Disk) -> None:
+        """What it refused is offered again, and reports keep up with it."""
+        disk.write_back.pump()
+        self._life.changed()
+        pause = LOOK_AT_DISK_EVERY_S if disk.port.settled else LOOK_EVERY_S
+        self._disk_timer = asyncio.get_running_loop().call_later(pause, self._tend_disk, disk)
 
     def _disk_changed(self, events: DiskEvents) -> None:
         self._layouts.disk_changed(events)
         self._life.changed()
 
     async def close(self) -> None:
+        if self._disk_timer is not None:
+            self._disk_timer.cancel()
         await self._server.close()
         if self._layouts.disk is not None:
             await self._layouts.disk.port.close(0.0)
@@ -94,7 +109,7 @@ class KvStoreService:
                     while not write_back.idle.is_set():
                         life.draining(write_back.waiting)
                         with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(write_back.idle.wait(), DRAIN_LOOK_S)
+                            await asyncio.wait_for(write_back.idle.wait(), LOOK_EVERY_S)
         life.draining(0)
 
     async def command(self, message: status.ParentMessage) -> None:

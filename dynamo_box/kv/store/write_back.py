@@ -30,13 +30,22 @@ class Line:
 class WriteBack:
     """Hands blocks to the disk: at most `limit` at once, and of one layout those in half of its slots, since they can't
     be evicted meanwhile. The others wait in the host tier; what is evicted there first is dropped and counted.
+    `changed()` is called as blocks are written.
     """
 
-    def __init__(self, disk: DiskPort, admission: DiskAdmission, limit: int, dropped: Counter[str]) -> None:
+    def __init__(
+        self,
+        disk: DiskPort,
+        admission: DiskAdmission,
+        limit: int,
+        dropped: Counter[str],
+        changed: Callable[[], None],
+    ) -> None:
         self._disk = disk
         self._wanted_hits = HITS_TO_ADMIT if admission == "second_hit" else 0
         self._limit = max(limit, 1)
         self._dropped = dropped
+        self._changed = changed
         self._lines: dict[str, Line] = {}
         self._writing = 0
         self._due = False
@@ -66,10 +75,11 @@ class WriteBack:
             line.waiting[digest] = None
 
     def pump(self) -> None:
-        """Hand over what may be."""
+        """Hand over what may be: nothing as long as the disk doesn't work, or doesn't know yet what it has."""
         self._due = False
+        settled = self._disk.settled
         for line in self._lines.values():
-            line.refused = False
+            line.refused = not settled
             while line.waiting and self._writing < self._limit and not line.refused:
                 if line.tier.pinned_slots >= max(line.tier.slots // 2, 1):
                     break
@@ -101,6 +111,7 @@ class WriteBack:
     def _done(self, line: Line, slot: int) -> None:
         line.tier.unpin(slot)
         self._writing -= 1
+        self._changed()
         if not self._due:
             self._due = True
             self._loop.call_soon(self.pump)

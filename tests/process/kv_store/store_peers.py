@@ -70,6 +70,12 @@ class Store:
         self.start()
 
     def start(self, wrapper: Sequence[str] = ()) -> None:
+        self.launch(wrapper)
+        self.status.send(status.Start(self.spec))
+        self.ready = self.expect(status.Ready)
+
+    def launch(self, wrapper: Sequence[str] = ()) -> None:
+        """A process that hasn't been told what to do."""
         ours, theirs = socket.socketpair()
         with self.log.open("ab") as errors:
             self.process = subprocess.Popen(
@@ -83,8 +89,6 @@ class Store:
         self.status: BlockingChannel[status.ChildMessage] = BlockingChannel(ours, status.child_decoder)
         self.figures: KvStoreFigures | None = None
         self.notes: list[str] = []
-        self.status.send(status.Start(self.spec))
-        self.ready = self.expect(status.Ready)
 
     def expect(self, kind: type[T], fits: Callable[[T], bool] = lambda _message: True) -> T:
         """The next message of this kind that fits."""
