@@ -194,8 +194,9 @@ def test_nothing_that_may_block_is_done_on_the_loop(tmp_path: Path, monkeypatch:
         return call
 
     async def scenario() -> None:
-        disk = Tier(tmp_path / "kv", blocks=8)
-        async with disk:
+        async with Tier(tmp_path / "kv", blocks=8) as disk:
+            await (await disk.ready()).write(1, 2, 3)
+        async with Tier(tmp_path / "kv", blocks=8) as disk:
             await disk.ready()
             await disk.write(*range(20))
             await disk.right(*disk.held())
