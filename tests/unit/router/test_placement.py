@@ -3,109 +3,20 @@
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
+from msgspec.structs import replace
+from placement_rig import BLOCK, FRONTEND, OTHER, STORE, A, B, Rig, instance, prompt
 
-from dynamo_box.discovery.instances import Instance
-from dynamo_box.protocol.figures import Candidate
-from dynamo_box.protocol.route import Adopt, Place, Placed, Unplaced
-from dynamo_box.protocol.spec import ModelSpec
-from dynamo_box.router.cost import Knobs, Mode, TierCosts
+from dynamo_box.protocol.route import Adopt
 from dynamo_box.router.decisions import KEPT, SHOWN
-from dynamo_box.router.placement import Placement
 from dynamo_box.router.predictions import PREDICTION_TTL_S
-
-BLOCK = 16
-SPEC = ModelSpec("smollm2", "/models/smollm2", "f00", context_length=8192, block_size=BLOCK)
-OTHER = ModelSpec("other", "/models/other", "0ff", context_length=1024, block_size=32)
-FRONTEND = 1
-STORE = "kvstore"
-
-
-def instance(number: int, model: ModelSpec = SPEC, role: str = "aggregated", pid: int = 1) -> Instance:
-    return Instance(
-        name=f"{model.name}.{role}.{number}",
-        model=model.name,
-        role=role,
-        engine="mock",
-        socket=f"/run/{number}.sock",
-        pid=pid,
-        start_time=1,
-        fingerprint=model.fingerprint,
-        block_size=model.block_size,
-        kv_blocks_total=1000,
-        kv_dtype="float32",
-        context_length=model.context_length,
-    )
-
-
-A, B = instance(0), instance(1)
-
-
-class Rig:
-    """A placement with a clock that the test moves."""
-
-    def __init__(self, *instances: Instance, mode: Mode = "kv", knobs: Knobs | None = None) -> None:
-        self.now = 0.0
-        self.placement = Placement(
-            (SPEC, OTHER),
-            mode=mode,
-            knobs=knobs or Knobs(),
-            lease_ttl_s=300.0,
-            rng=random.Random(0),
-            clock=lambda: self.now,
-            tier_costs=TierCosts(host=0.25, disk=0.5),
-            kvstore=STORE,
-        )
-        for each in instances or (A, B):
-            self.join(each)
-        self.next_id = 0
-
-    def join(self, each: Instance) -> None:
-        assert self.placement.join(each) == ""
-        self.placement.pools[each.model].connect(each.name)
-
-    def place(self, hashes: tuple[int, ...] = (), **changes: object) -> Placed | Unplaced:
-        self.next_id += 1
-        fields = {
-            "id": self.next_id,
-            "request_id": f"req-{self.next_id}",
-            "model": "smollm2",
-            "hashes": hashes,
-            "prompt_tokens": max(len(hashes) * BLOCK, 1),
-        }
-        return self.placement.place(FRONTEND, Place(**{**fields, **changes}))  # type: ignore[arg-type]
-
-    def placed(self, hashes: tuple[int, ...] = (), **changes: object) -> Placed:
-        reply = self.place(hashes, **changes)
-        assert isinstance(reply, Placed), reply
-        return reply
-
-    def unplaced(self, hashes: tuple[int, ...] = (), **changes: object) -> Unplaced:
-        reply = self.place(hashes, **changes)
-        assert isinstance(reply, Unplaced), reply
-        return reply
-
-    def keep(self, hashes: tuple[int, ...], tier: str) -> None:
-        """The box's tiers hold these."""
-        self.placement.tiers.index.store(STORE, hashes, tier)
-
-    def candidate(self, worker: Instance) -> Candidate:
-        """The worker as it was weighed in the last decision."""
-        decision = self.placement.figures().decisions[-1]
-        return next(candidate for candidate in decision.candidates if candidate.worker == worker.name)
-
-
-def prompt(seed: int, blocks: int) -> tuple[int, ...]:
-    rng = random.Random(seed)
-    return tuple(rng.getrandbits(64) for _ in range(blocks))
 
 
 def test_the_worker_that_has_the_prompt_gets_it() -> None:
     rig = Rig()
     hashes = prompt(1, 12)
-    rig.placement.pools["smollm2"].index.store(B.name, hashes)
+    rig.pool.index.store(B.name, hashes)
     reply = rig.placed(hashes, prompt_tokens=200)
     assert (reply.worker, reply.overlap_blocks) == (B.name, 12)
     assert reply.reason == "smollm2.aggregated.1: 12 of 13 blocks cached, cost 13.5 vs 25.5"
@@ -162,7 +73,7 @@ def test_models_are_kept_apart() -> None:
 def test_pin_and_exclude() -> None:
     rig = Rig()
     hashes = prompt(1, 4)
-    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    rig.pool.index.store(A.name, hashes)
     assert rig.placed(hashes, pin=B.name).worker == B.name
     assert rig.placed(hashes, exclude=(A.name,)).worker == B.name
     nobody = rig.unplaced(hashes, exclude=(A.name, B.name))
@@ -206,11 +117,11 @@ def test_an_id_in_use_is_refused_and_its_lease_kept() -> None:
 def test_a_worker_that_lost_its_connection_keeps_its_load_but_no_cache() -> None:
     rig = Rig(A)
     hashes = prompt(1, 10)
-    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    rig.pool.index.store(A.name, hashes)
     rig.placed(hashes)
-    rig.placement.pools["smollm2"].disconnect(A.name)
+    rig.pool.disconnect(A.name)
     assert rig.unplaced(hashes).reason == "no worker serves smollm2 now"
-    rig.placement.pools["smollm2"].connect(A.name)
+    rig.pool.connect(A.name)
     assert rig.placed(prompt(2, 1)).overlap_blocks == 0
     assert rig.candidate(A).decode_blocks == 11
 
@@ -218,9 +129,9 @@ def test_a_worker_that_lost_its_connection_keeps_its_load_but_no_cache() -> None
 def test_a_worker_that_left_leaves_nothing() -> None:
     rig = Rig(A)
     hashes = prompt(1, 10)
-    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    rig.pool.index.store(A.name, hashes)
     reply = rig.placed(hashes)
-    rig.placement.pools["smollm2"].leave(A.name)
+    rig.pool.leave(A.name)
     assert rig.placement.figures().indexed_blocks == 0
     rig.join(instance(0, pid=2))
     assert rig.placed(prompt(2, 1)).overlap_blocks == 0
@@ -267,8 +178,6 @@ def test_leases_expire_unless_renewed() -> None:
     ],
 )
 def test_a_worker_that_doesnt_fit_its_model_is_kept_out(changed: dict[str, object], problem: str) -> None:
-    from msgspec.structs import replace
-
     rig = Rig(A)
     assert problem in rig.placement.join(replace(B, **changed))
     assert rig.placement.figures().workers == (A.name,)
@@ -289,7 +198,7 @@ def test_only_the_recent_decisions_are_kept() -> None:
         rig.placement.leases.release((FRONTEND, rig.placed(prompt(2, 4), prompt_tokens=64).id))
         rig.now += 10.0
     assert rig.placement.figures().hit_rate == 0.0
-    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    rig.pool.index.store(A.name, hashes)
     for _ in range(KEPT):
         rig.placed(hashes)
     figures = rig.placement.figures()
@@ -301,7 +210,7 @@ def test_only_the_recent_decisions_are_kept() -> None:
 def test_what_the_tiers_hold_is_loaded_by_whoever_is_idle() -> None:
     rig = Rig()
     hashes, busy = prompt(1, 12), prompt(2, 40)
-    rig.placement.pools["smollm2"].index.store(A.name, hashes)
+    rig.pool.index.store(A.name, hashes)
     rig.placed(busy, pin=A.name)
     rig.keep(hashes[:8], "g2")
     rig.keep(hashes[8:], "g3")
