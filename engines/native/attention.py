@@ -1,4 +1,4 @@
-"""The paged KV cache, and attention through it.
+"""Attention through the paged KV cache.
 
 A step's tokens lie in one flat batch. Sequences that compute a single token (they decode, or only the last
 token of their prompt was not cached) attend together, in groups of similar length, since a group is padded to
@@ -7,77 +7,15 @@ its longest; a prompt's chunk attends on its own.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from engines.native.kv_cache import KvCache
 from engines.native.scheduler import Work
-
-
-class KvCache:
-    """Keys and values of all layers: [layers, 2, blocks, block_size, kv_heads, head_dim].
-
-    Anonymous memory, so that a page costs nothing before it is first written, and reads as zeros, never as
-    NaN.
-
-    `pieces` are its bytes for those who copy blocks: [layers × 2, blocks, bytes of a piece].
-    """
-
-    def __init__(
-        self, *, layers: int, blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> None:
-        shape = (layers, 2, blocks, block_size, kv_heads, head_dim)
-        count = layers * 2 * blocks * block_size * kv_heads * head_dim
-        self.bytes = count * dtype.itemsize
-        self.blocks = blocks
-        self._memory = mmap.mmap(-1, self.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            self._memory.madvise(mmap.MADV_NOHUGEPAGE)  # a block lies in layers × 2 pieces: each would take a huge page
-        self.pieces = np.frombuffer(self._memory, np.uint8).reshape(layers * 2, blocks, -1)
-        flat = torch.frombuffer(self._memory, dtype=dtype, count=count)
-        self._address = flat.data_ptr()
-        self._layers: tuple[torch.Tensor, ...] = flat.view(shape).unbind()
-
-    @property
-    def resident_bytes(self) -> int:
-        """What of it the kernel has really given, by mincore(2)."""
-        pages = -(-self.bytes // mmap.PAGESIZE)
-        resident = (ctypes.c_ubyte * pages)()
-        if ctypes.CDLL(None, use_errno=True).mincore(
-            ctypes.c_void_p(self._address), ctypes.c_size_t(self.bytes), resident
-        ):
-            raise OSError(ctypes.get_errno(), "mincore")
-        return sum(page & 1 for page in bytes(resident)) * mmap.PAGESIZE
-
-    def close(self) -> None:
-        """Give the memory back; the cache is of no further use."""
-        self._layers = ()
-        del self.pieces
-        self._memory.close()
-
-    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """`keys` and `values`: [tokens, kv_heads, head_dim]; a slot is block × block_size + place in the
-        block.
-        """
-        for cache, new in zip(self._layers[layer], (keys, values), strict=True):
-            cache.flatten(0, 1).index_copy_(0, slots, new)
-
-    def read(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the blocks in `table` [sequences, blocks]: [sequences, kv_heads, tokens,
-        head_dim] each.
-        """
-        keys, values = (
-            cache.index_select(0, table.flatten()).view(len(table), -1, *cache.shape[2:]).transpose(1, 2)
-            for cache in self._layers[layer]
-        )
-        return keys, values
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import queue
 import threading
 import time
@@ -40,6 +39,7 @@ from engines.contract import (
     WakeReport,
 )
 from engines.log import get_logger
+from engines.native.requests import check
 from engines.native.tiering import Store, told
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ STOP_FLUSH_S = 2.0
 """How long the KV tiers may take what waits for them when the engine ends."""
 COPIES_END_S = 5.0
 """How long copies to them may take to end once no more are begun."""
-_MAX_ISOLATION_BYTES = 64
 _RATE_SAMPLES = 8
 
 
@@ -74,6 +73,7 @@ class _Wake:
     deadline_s: float
 
 
+_STOP = _Stop()
 _Command = SequenceRequest | _Cancel | _Stop | _Sleep | _Wake | Result
 
 
@@ -121,7 +121,7 @@ class NativeEngine:
             raise RequestRejected("the engine has not started")
         if self._asleep:
             raise EngineError("the engine is asleep")
-        _check(sequence, self._info, self._vocab_size)
+        check(sequence, self._info, self._vocab_size)
         self._requests += 1
         self._commands.put(sequence)
 
@@ -165,7 +165,7 @@ class NativeEngine:
     async def close(self) -> None:
         """End the compute thread after the step it is in."""
         if self._thread is not None:
-            self._commands.put(_Stop())
+            self._commands.put(_STOP)
             await asyncio.to_thread(self._thread.join)
 
     # On the compute thread
@@ -233,7 +233,7 @@ class NativeEngine:
         """Until nothing waits for the tiers any more. Other commands than their results are put off; a stop ends it."""
         ends = time.monotonic() + limit_s
         self._offload(runner)
-        while runner.tiering is not None and runner.tiering.offloading:
+        while runner.tiering is not None and runner.tiering.offloading and _STOP not in self._put_off:
             try:
                 command = self._commands.get(timeout=max(0.0, ends - time.monotonic()))
             except queue.Empty:
@@ -243,8 +243,6 @@ class NativeEngine:
                 self._offload(runner)
             else:
                 self._put_off.append(command)
-                if isinstance(command, _Stop):
-                    return
 
     def _rest(
         self, runner: Runner, done: asyncio.Future[Any], act: Callable[[], Any], events: tuple[BlockEvent, ...]
@@ -306,26 +304,3 @@ def _settle(waiting: asyncio.Future[Any], outcome: Any) -> None:
         waiting.set_exception(outcome)
     else:
         waiting.set_result(outcome)
-
-
-def _check(sequence: SequenceRequest, info: EngineInfo, vocab_size: int) -> None:
-    """Refuse what could never be computed, or would harm others.
-
-    Raises:
-        RequestRejected: with what is wrong.
-    """
-    tokens, sampling = sequence.tokens, sequence.sampling
-    if not tokens:
-        raise RequestRejected("the prompt is empty")
-    if len(tokens) >= info.context_length:
-        raise RequestRejected(f"the prompt has {len(tokens)} tokens; at most {info.context_length - 1} fit the context")
-    if not 0 <= min(tokens) <= max(tokens) < vocab_size:
-        raise RequestRejected(f"the prompt has token ids outside the vocabulary of {vocab_size}")
-    if sampling.max_tokens < 1:
-        raise RequestRejected(f"max_tokens is {sampling.max_tokens}; it must be at least 1")
-    if not 0.0 <= sampling.temperature < math.inf:
-        raise RequestRejected(f"temperature is {sampling.temperature}; it must be a number of at least 0")
-    if not 0.0 < sampling.top_p <= 1.0:
-        raise RequestRejected(f"top_p is {sampling.top_p}; it must be above 0 and at most 1")
-    if len(sequence.isolation) > _MAX_ISOLATION_BYTES:
-        raise RequestRejected(f"an isolation key of {len(sequence.isolation)} bytes is too long")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import embedding, linear, silu
 
-from engines.native.attention import Batch, KvCache
+from engines.native.attention import Batch
 from engines.native.config import LlamaConfig
+from engines.native.kv_cache import KvCache
 from engines.native.rope import Rotation, inverse_frequencies
 
 HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -29,10 +29,10 @@ from engines.contract import (
     SleepReport,
     WakeReport,
 )
-from engines.native.attention import KvCache, make_batch
+from engines.native.attention import make_batch
 from engines.native.blocks import BlockPool
-from engines.native.config import LlamaConfig, read_config, read_options
-from engines.native.copying import PoolCopier
+from engines.native.config import read_config, read_options
+from engines.native.kv_cache import PoolCopier, make_cache
 from engines.native.model import Llama
 from engines.native.sampler import sample
 from engines.native.scheduler import Scheduler, Work
@@ -69,7 +69,7 @@ class Runner:
         self._block_size = spec.model.block_size
         self._dtype = dtype
         self._config = config
-        self._cache = _make_cache(config, spec, dtype)
+        self._cache = make_cache(config, spec, dtype)
         self._copier = PoolCopier(self._cache)
         self._pool = BlockPool(self._cache.blocks)
         self.tiering = self._tier(deliver) if spec.kvstore else None
@@ -196,7 +196,7 @@ class Runner:
         phases = self._shared.remap(deadline_s)
         began = time.perf_counter()
         try:
-            self._cache = _make_cache(self._config, self._spec, self._dtype)
+            self._cache = make_cache(self._config, self._spec, self._dtype)
         except OSError as error:
             self._shared.unmap()
             raise EngineError(f"no memory for KV: {error}") from error
@@ -309,25 +309,6 @@ class Runner:
             logits = self._model.forward(batch, self._cache)
             if works:
                 sample(_precise(logits), [sequence])
-
-
-def _make_cache(config: LlamaConfig, spec: WorkerSpec, dtype: torch.dtype) -> KvCache:
-    block_bytes = config.kv_bytes_per_token(dtype.itemsize) * spec.model.block_size
-    blocks = spec.kv_bytes // block_bytes
-    if blocks < 1:
-        raise EngineError(
-            f"{spec.kv_bytes} bytes for KV hold no block of {spec.model.block_size} tokens ({block_bytes})",
-            remedy="give the worker more memory for KV",
-            permanent=True,
-        )
-    return KvCache(
-        layers=config.layers,
-        blocks=blocks,
-        block_size=spec.model.block_size,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        dtype=dtype,
-    )
 
 
 def _precise(logits: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from engines.native.blocks import BlockPool
 from engines.native.scheduler import Scheduler
 from engines.native.sequence import Sequence
 from engines.native.tiering import Tiering
+from engines.shell_canary import _request as canary_request
 
 BLOCK = 4
 LAYOUT = KvLayout("model", "pretended", BLOCK, 64, "none")
@@ -513,3 +514,10 @@ def test_a_load_that_fails_leaves_no_garbage_behind() -> None:
     assert good < 3
     assert all(box.contents.of[block] == () for block in sequence.blocks[good:3])
     box.run()
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3, 8, 16, 64])
+def test_the_canary_is_computed_whatever_the_tiers_have(block_size: int) -> None:
+    """None of its blocks but that of its last token is full, and that one is always computed."""
+    tokens = canary_request(-1, block_size).tokens
+    assert (len(tokens) - 1) // block_size == 0

@@ -21,7 +21,7 @@ from dynamo_box.protocol import status
 from dynamo_box.protocol.request import PriorityRange
 from dynamo_box.protocol.spec import Offload, WorkerSpec
 from engines.contract import KV_TIERS, EngineError
-from engines.native.copying import PoolCopier
+from engines.native.kv_cache import PoolCopier
 
 pytestmark = pytest.mark.slow
 

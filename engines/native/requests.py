@@ -1,0 +1,32 @@
+"""Which requests the engine takes: no torch."""
+
+from __future__ import annotations
+
+import math
+
+from engines.contract import EngineInfo, RequestRejected, SequenceRequest
+
+MAX_ISOLATION_BYTES = 64
+
+
+def check(sequence: SequenceRequest, info: EngineInfo, vocab_size: int) -> None:
+    """Refuse what could never be computed, or would harm others.
+
+    Raises:
+        RequestRejected: with what is wrong.
+    """
+    tokens, sampling = sequence.tokens, sequence.sampling
+    if not tokens:
+        raise RequestRejected("the prompt is empty")
+    if len(tokens) >= info.context_length:
+        raise RequestRejected(f"the prompt has {len(tokens)} tokens; at most {info.context_length - 1} fit the context")
+    if not 0 <= min(tokens) <= max(tokens) < vocab_size:
+        raise RequestRejected(f"the prompt has token ids outside the vocabulary of {vocab_size}")
+    if sampling.max_tokens < 1:
+        raise RequestRejected(f"max_tokens is {sampling.max_tokens}; it must be at least 1")
+    if not 0.0 <= sampling.temperature < math.inf:
+        raise RequestRejected(f"temperature is {sampling.temperature}; it must be a number of at least 0")
+    if not 0.0 < sampling.top_p <= 1.0:
+        raise RequestRejected(f"top_p is {sampling.top_p}; it must be above 0 and at most 1")
+    if len(sequence.isolation) > MAX_ISOLATION_BYTES:
+        raise RequestRejected(f"an isolation key of {len(sequence.isolation)} bytes is too long")
