@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,32 +97,34 @@ def test_more_than_fits(store: Store, engine: Engine) -> None:
     store.figures_when(lambda figures: figures.leases == 0)
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        isolation_key("model", block_size=BLOCK_SIZE, kv_dtype="float32", lora="a"),
-        isolation_key("model", block_size=BLOCK_SIZE, kv_dtype="float32", cache_salt="tenant"),
-        isolation_key("model", block_size=BLOCK_SIZE, kv_dtype="bfloat16"),
-        isolation_key("model", block_size=2 * BLOCK_SIZE, kv_dtype="float32"),
-        isolation_key("model-2", block_size=BLOCK_SIZE, kv_dtype="float32"),
-        b"",
-    ],
-    ids=["lora", "salt", "dtype", "block size", "model", "none"],
-)
-def test_what_keeps_kv_apart(store: Store, engine: Engine, other: bytes) -> None:
-    """The same tokens under another key are another chain, in memory and on disk; and so is a parent of another."""
-    mine, theirs = chain(1, 10), chain(1, 10, other)
+OTHER_KEYS = {
+    "lora": isolation_key("model", block_size=BLOCK_SIZE, kv_dtype="float32", lora="a"),
+    "salt": isolation_key("model", block_size=BLOCK_SIZE, kv_dtype="float32", cache_salt="tenant"),
+    "dtype": isolation_key("model", block_size=BLOCK_SIZE, kv_dtype="bfloat16"),
+    "block size": isolation_key("model", block_size=2 * BLOCK_SIZE, kv_dtype="float32"),
+    "model": isolation_key("model-2", block_size=BLOCK_SIZE, kv_dtype="float32"),
+    "none": b"",
+}
+
+
+def test_what_keeps_kv_apart(store: Store, engine: Engine) -> None:
+    """The same tokens under another key are another chain, in memory and on disk."""
+    mine = chain(1, 10)
     assert engine.store(mine).stored == 10
-    assert engine.find(theirs).tiers == ""
-    assert engine.store(theirs[:5]).stored == 5
-    assert engine.find([*theirs[:5], *mine[5:]]).tiers == "2" * 10, "a chain is what its caller says it is"
-    on_disk(store, 15)
+    for name, key in OTHER_KEYS.items():
+        theirs = chain(1, 10, key)
+        assert engine.find(theirs).tiers == "", name
+        assert engine.store(theirs[:5]).stored == 5, name
+        assert engine.find(theirs).tiers == "2" * 5, name
+        assert engine.find([*theirs[:5], *mine[5:]]).tiers == "2" * 10, "a chain is what its caller says it is"
+    on_disk(store, 40)
     successor(store)
     engine.lose(mine)
     assert engine.tiers.wait_connected(DEADLINE_S)
-    on_disk(store, 15)
-    assert engine.find(theirs).tiers == "3" * 5
+    on_disk(store, 40)
     assert engine.find(mine).tiers == "3" * 10
+    for name, key in OTHER_KEYS.items():
+        assert engine.find(chain(1, 10, key)).tiers == "3" * 5, name
 
 
 def test_layouts_share_nothing(tmp_path: Path) -> None:
@@ -141,59 +143,62 @@ def test_layouts_share_nothing(tmp_path: Path) -> None:
     store.close()
 
 
-STEPS = ["before reserving", "between reserving and committing", "before finding", "copying in", "loading"]
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_a_store_that_is_killed(store: Store, engine: Engine, step: str) -> None:
-    first, second = chain(1, 40), chain(2, 40)
-    engine.store(first)
+@pytest.mark.slow
+def test_a_store_that_is_killed(store: Store, engine: Engine) -> None:
+    """At each step of ours: what was asked has its answer, the old memory goes, and we go on with the next store."""
+    host = chain(1, 40)
+    assert engine.store(host).stored == 40
     on_disk(store, 40)
-    if step == "loading":
-        successor(store)
-        engine.lose(first)
-        assert engine.tiers.wait_connected(DEADLINE_S)
-        on_disk(store, 40)
     (old,) = arenas()
 
     def kill(places: Sequence[int]) -> None:
         store.kill()
 
-    if step == "between reserving and committing":
-        engine.before_out = kill
-        assert engine.store(second).dropped == {"store_gone": 40}
-    elif step == "copying in":
-        engine.before_in = kill
-        fetched = engine.load(engine.find(first), first)
-        assert 0 < fetched.count <= 40, "what was copied from memory that lives on is right"
-    else:
-        sought = engine.find(first)
+    def frozen(ask: Callable[[], int]) -> Any:
+        """What comes of a question that reached the store and was never answered."""
         store.process.send_signal(signal.SIGSTOP)
-        if step == "before reserving":
-            key = engine.offer(second)
-        elif step == "before finding":
-            key = engine.seek(first)
-        else:
-            assert sought.tiers == "3" * 40
-            key, _ = engine.fetch(sought.lease, 40)
+        key = ask()
         store.kill()
-        result = engine.result(key)
-        if step == "before reserving":
-            assert result.dropped == {"store_gone": 40}
-        elif step == "before finding":
-            assert result.error
-        else:
-            assert (result.count, result.failed_tier) == (0, "3")
-            assert "ended" in result.error or "broke" in result.error
-    engine.before_in = engine.before_out = lambda places: None
-    engine.lose(first)
-    store.start()
-    assert engine.tiers.wait_connected(DEADLINE_S)
-    assert not mapped(old)
-    (new,) = arenas()
-    assert new != old
-    assert engine.store(second).stored + engine.store(second).known >= 40
-    assert engine.load(engine.find(second), second).count == 40
+        return engine.result(key)
+
+    def go_on(stored: int) -> None:
+        nonlocal old
+        engine.before_in = engine.before_out = lambda places: None
+        engine.lose(host)
+        store.start()
+        assert engine.tiers.wait_connected(DEADLINE_S)
+        assert not mapped(old)
+        (new,) = arenas()
+        assert new != old
+        old = new
+        on_disk(store, stored)
+
+    other = chain(2, 20)
+    assert frozen(lambda: engine.offer(other)).dropped == {"store_gone": 20}
+    go_on(40)
+
+    sought = engine.find(host)
+    assert sought.tiers == "3" * 40
+    result = frozen(lambda: engine.fetch(sought.lease, 40)[0])
+    assert (result.count, result.failed_tier) == (0, "3")
+    assert result.error
+    go_on(40)
+
+    engine.before_out = kill
+    assert engine.store(other).dropped == {"store_gone": 20}
+    go_on(40)
+
+    assert engine.load(engine.find(host), host).count == 40
+    assert engine.find(host).tiers == "2" * 40
+    engine.before_in = kill
+    fetched = engine.load(engine.find(host), host)
+    assert 0 < fetched.count <= 40, "what was copied from memory that lives on is right"
+    go_on(40)
+
+    assert frozen(lambda: engine.seek(host)).error
+    go_on(40)
+    assert engine.store(other).stored == 20
+    assert engine.load(engine.find(other), other).count == 20
 
 
 def test_a_store_that_freezes_and_thaws(store: Store) -> None:
