@@ -19,8 +19,8 @@ def digest_of(chain: tuple[int, ...]) -> bytes:
 class PoolMachine(RuleBasedStateMachine):
     """Sequences are chains of small numbers, so that they often share prefixes.
 
-    The model: `content` says what each block would hold, `holders` who holds it, `idle` in which order
-    blocks lost their last holder, and `told` what the events add up to.
+    The model: `content` says what each block would hold, `holders` who holds it and `pins` what is pinned, `idle` in
+    which order blocks lost their last holder, and `told` what the events add up to.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,15 @@ class PoolMachine(RuleBasedStateMachine):
         self.content: dict[int, tuple[int, ...]] = {}
         self.names: dict[tuple[int, ...], int] = {}
         self.holders: list[list[int]] = []
+        self.pins: list[list[int]] = []
         self.idle: list[int] = []
         self.told: set[bytes] = set()
 
     def held(self) -> set[int]:
         return {block for blocks in self.holders for block in blocks}
+
+    def occupied(self) -> set[int]:
+        return self.held() | {block for blocks in self.pins for block in blocks}
 
     @rule(chain=st.lists(st.integers(0, 1), min_size=1, max_size=4))
     def start(self, chain: list[int]) -> None:
@@ -48,19 +52,19 @@ class PoolMachine(RuleBasedStateMachine):
         assert hits == expected
 
         fresh = len(chain) - len(hits)
-        room = TOTAL - len(self.held() | set(hits))
+        room = TOTAL - len(self.occupied() | set(hits))
         assert self.pool.available - self.pool.idle_among(hits) == room
         if fresh > room:
             return
         self.pool.share(hits)
         self.idle = [block for block in self.idle if block not in hits]
-        blank = TOTAL - len(self.held() | set(hits) | set(self.idle))
+        blank = TOTAL - len(self.occupied() | set(hits) | set(self.idle))
         evicted, self.idle = self.idle[: max(0, fresh - blank)], self.idle[max(0, fresh - blank) :]
         for block in evicted:
             del self.names[self.content.pop(block)]
         blocks = self.pool.allocate(fresh)
         assert len(set(blocks)) == fresh
-        assert not set(blocks) & (self.held() | set(hits) | set(self.idle))
+        assert not set(blocks) & (self.occupied() | set(hits) | set(self.idle))
         for block, prefix in zip(blocks, prefixes[len(hits) :], strict=True):
             self.pool.publish(block, digest_of(prefix), digest_of(prefix[:-1]))
             if prefix not in self.names:
@@ -72,8 +76,26 @@ class PoolMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         blocks = self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1)))
         self.pool.release(blocks)
-        still = self.held()
+        still = self.occupied()
         self.idle += [block for block in reversed(blocks) if block not in still and block in self.content]
+
+    @rule(data=st.data())
+    def pin(self, data: st.DataObject) -> None:
+        """Some of what has a name, held by sequences or idle."""
+        free = sorted(set(self.names.values()) - {block for blocks in self.pins for block in blocks})
+        if free:
+            blocks = data.draw(st.lists(st.sampled_from(free), min_size=1, unique=True))
+            assert [self.pool.find(digest_of(self.content[block])) for block in blocks] == blocks
+            self.pool.pin(blocks)
+            self.pins.append(blocks)
+            self.idle = [block for block in self.idle if block not in blocks]
+
+    @precondition(lambda self: self.pins)
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        blocks = self.pins.pop(data.draw(st.integers(0, len(self.pins) - 1)))
+        self.pool.unpin(blocks)
+        self.idle += [block for block in reversed(blocks) if block not in self.occupied()]
 
     @invariant()
     def agrees(self) -> None:
@@ -89,6 +111,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.told == {digest_of(chain) for chain in self.names}
         assert self.pool.idle == len(self.idle)
         assert self.pool.held == len(self.held())
+        assert self.pool.pinned == sum(len(blocks) for blocks in self.pins)
 
 
 TestPool = PoolMachine.TestCase
