@@ -64,7 +64,7 @@ def test_acts_do_to_the_box_what_they_say(mock_box: MockBox) -> None:
     assert mock_box.process(WORKER)["pid"] is None
 
 
-def test_once_prints_each_screen_as_text(mock_box: Box) -> None:
+def test_once_prints_each_screen_as_text(shared_box: Box) -> None:
     for screen, seen in (
         ("fleet", WORKER),
         ("2", "Traffic"),
@@ -74,63 +74,63 @@ def test_once_prints_each_screen_as_text(mock_box: Box) -> None:
         ("logs", "supervisor"),
         ("events", "box ready"),
     ):
-        printed = mock_box.dynbox("top", "--once", "--screen", screen).stdout
-        assert f"http://127.0.0.1:{mock_box.port}" in printed
+        printed = shared_box.dynbox("top", "--once", "--screen", screen).stdout
+        assert f"http://127.0.0.1:{shared_box.port}" in printed
         assert seen in printed
         assert "\x1b" not in printed
 
 
-def test_once_obeys_filter_and_size(mock_box: Box) -> None:
-    printed = mock_box.dynbox("top", "--once", "--filter", "!aggregated", "--size", "70x12").stdout
+def test_once_obeys_filter_and_size(shared_box: Box) -> None:
+    printed = shared_box.dynbox("top", "--once", "--filter", "!aggregated", "--size", "70x12").stdout
     lines = printed.splitlines()
     assert len(lines) <= 12 and all(len(line) <= 70 for line in lines)
     assert WORKER not in printed
     assert "frontend" in printed
 
 
-def test_json_is_the_snapshot_that_ps_prints(mock_box: Box) -> None:
-    snapshot = json.loads(mock_box.dynbox("top", "--json").stdout)
-    printed = json.loads(mock_box.dynbox("ps", "--json").stdout)
+def test_json_is_the_snapshot_that_ps_prints(shared_box: Box) -> None:
+    snapshot = json.loads(shared_box.dynbox("top", "--json").stdout)
+    printed = json.loads(shared_box.dynbox("ps", "--json").stdout)
     assert snapshot["box"]["pid"] == printed["box"]["pid"]
-    assert snapshot.keys() == printed.keys() == mock_box.ps().keys()
+    assert snapshot.keys() == printed.keys() == shared_box.ps().keys()
 
 
-def test_svg_is_a_picture_that_fetches_nothing(mock_box: Box, tmp_path: Path) -> None:
+def test_svg_is_a_picture_that_fetches_nothing(shared_box: Box, tmp_path: Path) -> None:
     picture = tmp_path / "fleet.svg"
-    mock_box.dynbox("top", "--svg", str(picture), "--size", "100x30")
+    shared_box.dynbox("top", "--svg", str(picture), "--size", "100x30")
     text = picture.read_text("utf-8")
     ElementTree.fromstring(text)
     assert "aggregated" in text
     assert "url(" not in text.replace("url(#", "")
     assert [each.name for each in tmp_path.glob("*.tmp")] == []
-    refused = mock_box.dynbox("top", "--svg", str(tmp_path / "none" / "x.svg"), code=1)
+    refused = shared_box.dynbox("top", "--svg", str(tmp_path / "none" / "x.svg"), code=1)
     assert "can't write" in refused.stderr
 
 
-def test_a_picture_goes_through_links_and_replaces_nothing_but_files(mock_box: Box, tmp_path: Path) -> None:
+def test_a_picture_goes_through_links_and_replaces_nothing_but_files(shared_box: Box, tmp_path: Path) -> None:
     pipe, link = tmp_path / "pipe", tmp_path / "link.svg"
     os.mkfifo(pipe)
     link.symlink_to("real.svg")
-    mock_box.dynbox("top", "--svg", str(link))
+    shared_box.dynbox("top", "--svg", str(link))
     assert link.is_symlink() and (tmp_path / "real.svg").read_text("utf-8").startswith("<svg")
-    with mock_box.start("top", "--svg", str(pipe)) as drawing:
+    with shared_box.start("top", "--svg", str(pipe)) as drawing:
         assert pipe.read_text("utf-8").startswith("<svg")
         assert drawing.wait(COMMAND_DEADLINE_S) == 0
     assert pipe.is_fifo()
 
 
-def test_what_a_character_set_lacks_is_no_defect(mock_box: Box) -> None:
-    mock_box.env["PYTHONIOENCODING"] = "latin-1"
-    assert WORKER in mock_box.dynbox("top", "--once").stdout
+def test_what_a_character_set_lacks_is_no_defect(shared_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shared_box.env, "PYTHONIOENCODING", "latin-1")
+    assert WORKER in shared_box.dynbox("top", "--once").stdout
 
 
-def test_a_recording_that_cannot_be_written_any_more_ends_and_plays(mock_box: Box, tmp_path: Path) -> None:
+def test_a_recording_that_cannot_be_written_any_more_ends_and_plays(shared_box: Box, tmp_path: Path) -> None:
     recording = tmp_path / "box.dynrec"
-    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", *mock_box.command("top", "--record", str(recording))]
-    ended = subprocess.run(limited, env=mock_box.env, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S)
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", *shared_box.command("top", "--record", str(recording))]
+    ended = subprocess.run(limited, env=shared_box.env, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S)
     assert ended.returncode == 1
     assert "recording ended" in ended.stderr
-    assert WORKER in mock_box.dynbox("top", "--replay", str(recording), "--once").stdout
+    assert WORKER in shared_box.dynbox("top", "--replay", str(recording), "--once").stdout
 
 
 def test_without_a_terminal_a_recording_is_made_until_the_box_ends(mock_box: Box, tmp_path: Path) -> None:
@@ -150,16 +150,16 @@ def test_without_a_terminal_a_recording_is_made_until_the_box_ends(mock_box: Box
     assert "exists" in mock_box.dynbox("top", "--record", str(recording), code=2).stderr
 
 
-def test_an_interrupted_recording_can_be_played(mock_box: Box, tmp_path: Path) -> None:
+def test_an_interrupted_recording_can_be_played(shared_box: Box, tmp_path: Path) -> None:
     recording = tmp_path / "box.dynrec"
-    running = mock_box.start("top", "--record", str(recording))
+    running = shared_box.start("top", "--record", str(recording))
     assert running.stderr is not None
     assert "recording to" in running.stderr.readline()
     eventually(lambda: recording.stat().st_size > 600, "more than the head of a recording is written")
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=COMMAND_DEADLINE_S)
     assert running.returncode == 130
-    assert WORKER in mock_box.dynbox("top", "--replay", str(recording), "--once").stdout
+    assert WORKER in shared_box.dynbox("top", "--replay", str(recording), "--once").stdout
 
 
 class TestWithoutABox:
@@ -205,20 +205,20 @@ class TestWithoutABox:
         assert "hint:" in failed.stderr
 
 
-def test_a_closed_stdin_is_no_terminal(mock_box: Box) -> None:
-    closed = ["bash", "-c", 'exec "$@" <&-', "-", *mock_box.command("top")]
-    failed = subprocess.run(closed, env=mock_box.env, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S)
+def test_a_closed_stdin_is_no_terminal(shared_box: Box) -> None:
+    closed = ["bash", "-c", 'exec "$@" <&-', "-", *shared_box.command("top")]
+    failed = subprocess.run(closed, env=shared_box.env, capture_output=True, text=True, timeout=COMMAND_DEADLINE_S)
     assert failed.returncode == 2
     assert "needs a terminal" in failed.stderr
 
 
-def test_the_command_starts_without_importing_a_terminal(mock_box: Box) -> None:
+def test_the_command_starts_without_importing_a_terminal(shared_box: Box) -> None:
     """`--once` is for scripts, which may ask often."""
     code = (
         "import sys; from dynamo_box.cli.app import main; status = main(['top', '--once']); "
         "sys.exit(status or 'textual' in sys.modules)"
     )
     done = subprocess.run(
-        [mock_box.command()[0], "-c", code], env=mock_box.env, capture_output=True, text=True, timeout=60
+        [shared_box.command()[0], "-c", code], env=shared_box.env, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
