@@ -23,6 +23,15 @@ class BoxInfo(msgspec.Struct, frozen=True):
     cause: str = ""
 
 
+class Targets(msgspec.Struct, frozen=True):
+    """What the profile wants of a model, in seconds: at most this time to the first token and between two, for 99 of a
+    hundred. None where it doesn't say.
+    """
+
+    ttft_s: float | None = None
+    itl_s: float | None = None
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     """`state` is starting, ready, unavailable, or what its `residency` says beyond that (falling_asleep, asleep,
     waking). `idle_s` is the time since its last request ended: 0 while one runs, None if there has been none.
@@ -35,6 +44,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     workers_total: int = 0
     idle_s: float | None = None
     residency: Residency | None = None
+    targets: Targets = Targets()
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -78,6 +78,8 @@ class WorkerFigures(msgspec.Struct, frozen=True, tag="worker"):
     tokens_per_s: float = 0.0
     tiers: WorkerTiers | None = None
     """None for a worker without KV tiers."""
+    busy_s: float = 0.0
+    """Seconds in which it computed, in its whole life."""
     computed_prompt_tokens: int = 0
     """Prompt tokens that were computed here, in whatever leg."""
     role: str = ""
