@@ -176,7 +176,7 @@ class Peer:
 class PeerWorker(Peer):
     """A worker. It is announced with the pid of the test process."""
 
-    def __init__(self, run_dir: RunDir, name: str) -> None:
+    def __init__(self, run_dir: RunDir, name: str, role: str) -> None:
         super().__init__(run_dir.worker_socket(name))
         self.run_dir = run_dir
         self.name = name
@@ -185,7 +185,7 @@ class PeerWorker(Peer):
         self.instance = Instance(
             name=name,
             model=SPEC.name,
-            role="aggregated",
+            role=role,
             engine="peer",
             socket=str(run_dir.worker_socket(name)),
             pid=os.getpid(),
@@ -244,17 +244,19 @@ class Stage:
     def frontend(self) -> Frontend:
         return self._keep(Frontend(self.run_dir.router_socket))
 
-    def worker(self, number: int = 0) -> PeerWorker:
+    def worker(self, number: int = 0, role: str = "aggregated") -> PeerWorker:
         """A worker that is listening, not announced."""
-        return self._keep(PeerWorker(self.run_dir, f"{SPEC.name}.aggregated.{number}"))
+        return self._keep(PeerWorker(self.run_dir, f"{SPEC.name}.{role}.{number}", role))
 
     def store(self) -> PeerStore:
         """The store of a router with `kvstore=STORE`, listening."""
         return self._keep(PeerStore(self.run_dir.worker_socket(STORE + EVENTS_SUFFIX)))
 
-    def subscribed_worker(self, router: Child, number: int = 0, hashes: tuple[int, ...] = ()) -> PeerWorker:
+    def subscribed_worker(
+        self, router: Child, number: int = 0, hashes: tuple[int, ...] = (), role: str = "aggregated"
+    ) -> PeerWorker:
         """A worker that the router has connected to and whose dump, up to event 0, it has taken in."""
-        worker = self.worker(number)
+        worker = self.worker(number, role)
         worker.announce()
         worker.accept()
         worker.dump(0, hashes)
