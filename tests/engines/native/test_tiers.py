@@ -15,6 +15,7 @@ import pytest
 from gms_process import GmsProcess
 from native_harness import DEADLINE_S, Answer, RunningEngine, worker_spec
 from store_peers import MIB, Store
+from worker_process import WorkerProcess
 
 from dynamo_box.kv.hashing import isolation_key
 from dynamo_box.protocol import status
@@ -371,6 +372,45 @@ def test_the_filter_keeps_out_what_is_not_worth_it(tiny_model: Path, store: Stor
             assert told.offloaded + told.known == 12, "a later request is judged anew"
 
     asyncio.run(scenario())
+
+
+def test_a_worker_process_sleeps_wakes_and_starts_anew_with_the_same_prompt(tiny_model: Path, store: Store) -> None:
+    """Through the shell, its limits and its reports. It is drained with offload under way."""
+    first, second = prompts(2)
+    layout = {"gms": "gms@cpu", "layout": "m"}
+
+    def ask(process: WorkerProcess, prompt: list[int]) -> tuple[list[int], int]:
+        with process.peer() as peer:
+            peer.generate(1, prompt, **SETTINGS)
+            deltas = []
+            for delta in peer.deltas():
+                deltas.append(delta)
+                if delta.finish is not None:
+                    break
+        return [token for delta in deltas for token in delta.tokens], deltas[0].cached_tokens
+
+    with GmsProcess(store.run.root):
+        answers = []
+        for name in ("one", "two"):
+            process = WorkerProcess(store.run.root, spec_on(store, tiny_model, name, **layout), "engines.native")
+            try:
+                process.ready().figures(lambda figures: not figures.tiers.connected)
+                answers.append(ask(process, first))
+                process.status.send(status.Sleep(1, DEADLINE_S))
+                assert not process.await_status(status.Slept).error
+                process.status.send(status.Wake(2, DEADLINE_S))
+                assert not process.await_status(status.Woken).error
+                answers.append(ask(process, first))
+                assert process.figures(lambda figures: figures.tiers.loads).tiers.host.loaded >= 192
+                answers.append(ask(process, second))
+                process.status.send(status.Drain(DEADLINE_S))
+                assert process.exit_code() == 0
+            finally:
+                process.end()
+    tokens = [answer[0] for answer in answers]
+    assert tokens[:3] == tokens[3:]
+    assert tokens[0] == tokens[1]
+    assert [answer[1] for answer in answers] == [0, 192, 0, 192, 192, 192]
 
 
 def test_without_a_store_in_the_spec_there_are_no_tiers(tiny_model: Path) -> None:
