@@ -68,7 +68,8 @@ def check_speed(machine: Machine) -> list[Finding]:
 
 def read_rooms(machine: Machine) -> list[Room]:
     """One a file system."""
-    places = {"models": machine.home.models, "logs": machine.home.logs, "run dir": machine.run.root}
+    home = machine.home
+    places = {"models": home.models, "logs": home.logs, "run dir": machine.run.root, "KV tier": home.kv}
     by_device: dict[int, list[str]] = {}
     for purpose, path in places.items():
         by_device.setdefault(_existing(path).stat().st_dev, []).append(purpose)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 from dynamo_box.errors import PlanRefused, UsageError
 from dynamo_box.hardware import Hardware
@@ -22,6 +23,17 @@ from dynamo_box.profile.wording import nearest
 LONGEST_CONTEXT = 32_768
 SHORTEST_CONTEXT = 512
 DEFAULT_PORT = 8000
+MIB = 1 << 20
+HOST_TIERS = (1024 * MIB, 512 * MIB, 256 * MIB)
+HOST_TIER_SHARE = 8
+"""A host tier of KV may take one part in so many of the memory that is free."""
+
+TIERS = """
+memory:
+  tiers: # of KV, below the worker's own pool: see `dynbox help kv`
+    host: {host}
+    disk: {disk}
+"""
 
 
 def write_profile(
@@ -67,8 +79,9 @@ def _fitting(
         )
     served = name or _served_name(found.name)
     details: tuple[str, ...] = ()
-    for context in _contexts(found.context_length):
-        text = _text(model, served, found, hardware, context, port)
+    shapes = product(_contexts(found.context_length), _host_tiers(hardware))
+    for context, host_tier in shapes:
+        text = _text(model, served, found, hardware, context, host_tier, port)
         profile = load_text(text, served, {})
         try:
             make_plan(profile, hardware, facts, run_dir="")
@@ -89,12 +102,21 @@ def _contexts(longest: int) -> Iterator[int]:
         yield context
 
 
+def _host_tiers(hardware: Hardware) -> list[int]:
+    """Bytes of the host tier, the largest first; the last is none, since a context is worth more than that."""
+    most = (hardware.cpu.memory_available or hardware.cpu.memory_total or 0) // HOST_TIER_SHARE
+    return [*(size for size in HOST_TIERS if size <= most), 0]
+
+
 def _served_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("._-")[:64] or "model"
 
 
-def _text(model: str, served: str, facts: ModelFacts, hardware: Hardware, context: int, port: int) -> str:
+def _text(
+    model: str, served: str, facts: ModelFacts, hardware: Hardware, context: int, host_tier: int, port: int
+) -> str:
     source = "" if served == model else f"  source: {_quoted(model)}\n"
+    tiers = TIERS.format(host=f"{host_tier // MIB}MiB", disk=f"{4 * host_tier // MIB}MiB") if host_tier else ""
     return f"""\
 # yaml-language-server: $schema={shipped_directory() / "schema.json"}
 description: {_quoted(f"{facts.name} on the CPU, one worker.")}
@@ -106,7 +128,7 @@ model:
   max_batch: 32 # sequences at once
   context_length: {context} # the model can take {facts.context_length}
   workers: 1 # more share the weights, but also the cores
-
+{tiers}
 frontend:
   port: {port}
 """

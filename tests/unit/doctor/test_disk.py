@@ -19,7 +19,7 @@ GIB = 1 << 30
 def test_directories_on_one_disk_are_one_line(machine: Machine, tmp_path: Path) -> None:
     (found,) = disk.check_space(machine)
     assert found.name == "disk space"
-    assert "for models, logs, run dir" in found.found
+    assert "for models, logs, run dir, KV tier" in found.found
     assert not machine.home.models.exists(), "looking makes no directories"
 
 

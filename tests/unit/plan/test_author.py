@@ -38,6 +38,12 @@ def test_the_context_is_the_longest_that_fits() -> None:
     assert contexts == [8192, 4096, 2048]
 
 
+@pytest.mark.parametrize(("gib", "host"), [(16, 1 << 30), (4, 512 << 20), (1.9, 0)])
+def test_there_are_tiers_where_there_is_room(gib: float, host: int) -> None:
+    tiers = profile_for_model("smollm2", machine(gib), {}).memory.tiers
+    assert (tiers.host, tiers.disk) == (host, 4 * host)
+
+
 def test_what_does_not_fit_at_all_is_refused_with_the_amount() -> None:
     with pytest.raises(PlanRefused) as caught:
         write_profile("llama-3.3-70b-instruct", machine(8), {})
