@@ -140,6 +140,11 @@ class Life:
         except BoxError as error:
             self._fail(error.what, remedy=error.remedy or "", permanent=True)
             return
+        except Exception as error:
+            # Whatever is wrong, the supervisor must hear the cause.
+            log.exception(f"{self._what} can't be made")
+            self._fail(f"{type(error).__name__}: {error}", permanent=False)
+            return
         self._keep(self._serve(self._service))
 
     async def _serve(self, service: Service) -> None:

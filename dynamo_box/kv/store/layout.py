@@ -50,7 +50,7 @@ class LayoutStore:
         counts: Counts,
         executor: Executor,
         note: Callable[[str, str], None],
-        changed: Callable[[LayoutStore, Sequence[tuple[bool, bytes]]], None],
+        changed: Callable[[Sequence[tuple[bool, bytes]]], None],
     ) -> None:
         self.layout = layout
         self.name = layout.name
@@ -335,7 +335,7 @@ class LayoutStore:
     def _publish(self) -> None:
         changes = self.tier.take_changes()
         if changes:
-            self._changed(self, changes)
+            self._changed(changes)
 
 
 @dataclass(frozen=True, slots=True)

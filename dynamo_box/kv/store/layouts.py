@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -91,8 +93,8 @@ class Layouts:
         return store
 
     def disk_changed(self, events: DiskEvents) -> None:
-        self._tell("g3", events.layout, [(False, digest) for digest in events.removed])
-        self._tell("g3", events.layout, [(True, digest) for digest in events.stored])
+        self._tell("g3", [(False, digest) for digest in events.removed])
+        self._tell("g3", [(True, digest) for digest in events.stored])
 
     def figures(self) -> tuple[KvLayoutFigures, ...]:
         return tuple(self._figures_of(store) for store in self)
@@ -109,10 +111,17 @@ class Layouts:
         store = min(idle, key=lambda each: (each.tier.held > 0, each.left_at))
         log.info("a KV layout is given up for another", layout=store.name, blocks=store.tier.held)
         self._counts.host_evicted += store.tier.evicted + store.tier.held
-        store.clear(store.tier.digests())
         del self._by_name[store.name]
+        self._tell_removed(iter(store.tier.digests()))
         self._without_memory.pop(store.name, None)
         store.close()
+
+    def _tell_removed(self, digests: Iterator[bytes]) -> None:
+        """A few each turn of the loop."""
+        some = list(itertools.islice(digests, MAX_HASHES))
+        if some:
+            self._tell("g2", [(False, digest) for digest in some])
+            asyncio.get_running_loop().call_soon(self._tell_removed, digests)
 
     def _make(self, layout: KvLayout) -> LayoutStore:
         name = f"dynbox:kv:{self._run_key}:{layout.name}"
@@ -124,16 +133,18 @@ class Layouts:
             arena = Arena(name, layout, 0)
         return LayoutStore(layout, arena, self.disk, self._counts, self._executor, self._note, self._host_changed)
 
-    def _host_changed(self, store: LayoutStore, changes: Sequence[tuple[bool, bytes]]) -> None:
-        self._tell("g2", store.name, changes)
+    def _host_changed(self, changes: Sequence[tuple[bool, bytes]]) -> None:
+        self._tell("g2", changes)
 
-    def _tell(self, tier: Tier, layout_name: str, changes: Sequence[tuple[bool, bytes]]) -> None:
-        """Pass on what changes for the box: runs of the same kind together."""
-        others = [store for store in self if store.name != layout_name]
+    def _tell(self, tier: Tier, changes: Sequence[tuple[bool, bytes]]) -> None:
+        """Pass on what changes for the box: runs of the same kind together. What is there again, or still in another
+        layout, has not gone.
+        """
+        stores = list(self)
         run: list[bytes] = []
         run_stored = True
         for stored, digest in changes:
-            if not stored and any(self._holds(tier, store, digest) for store in others):
+            if not stored and any(self._holds(tier, store, digest) for store in stores):
                 continue
             if stored != run_stored:
                 self._tell_run(tier, run_stored, run)

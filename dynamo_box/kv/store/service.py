@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -183,7 +184,7 @@ class KvStoreService:
             out_seconds=counts.host_out_s,
             evicted=counts.host_evicted + sum(store.tier.evicted for store in stores),
             failed=counts.host_failed,
-            dropped=dict(counts.host_dropped),
+            dropped={reason: count for reason, count in counts.host_dropped.items() if count},
             queued=sum(store.tier.writing for store in stores),
         )
 
@@ -192,14 +193,12 @@ class KvStoreService:
         if disk is None:
             return TierFigures("off")
         figures = disk.port.figures()
-        dropped = {**figures.dropped}
-        for reason, count in self._counts.disk_dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
+        dropped = Counter(figures.dropped) + self._counts.disk_dropped
         return msgspec.structs.replace(
             figures,
             lookups=self._counts.disk_lookups,
             hits=self._counts.disk_hits,
-            dropped=dropped,
+            dropped=dict(dropped),
             queued=disk.write_back.waiting,
         )
 

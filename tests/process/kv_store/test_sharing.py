@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from store_peers import BLOCK_BYTES, DEADLINE_S, LAYOUT, MIB, Store, Worker, chain, content, digest, room_for
+from store_router import Router
 
 from dynamo_box.protocol import kv
 
@@ -181,9 +182,12 @@ def test_each_layout_has_an_even_share_and_an_idle_one_makes_place_for_a_new_one
     two.store(*chain(2))
     refused = Worker(store, "w3").refusal(kv.Attach(1, "w3", others[1]))
     assert "w1, w2" in refused.reason and not refused.permanent
+    router = Router(store)
+    assert router.holds(1, 2) == [1, 2]
     two.close()
     store.figures_when(lambda now: now.connections == 1)
     three = store.worker("w3", others[1])
+    router.take_until(lambda: router.holds(1, 2) == [1])
     figures = store.figures_when(lambda now: now.connections == 2)
     assert {layout.fingerprint for layout in figures.layouts} == {LAYOUT.fingerprint, "other1"}
     assert three.found(2) == "" and one.found(1) == "2"
