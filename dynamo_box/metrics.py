@@ -77,6 +77,20 @@ class FrontendMetrics:
             registry=registry,
         )
 
+        self.legs = Counter(
+            "dynbox_disagg_requests",
+            "Requests ended, of models with workers for one leg alone: one_leg, two_legs, fell_back or failed",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.handover = Histogram(
+            "dynbox_disagg_handover_seconds",
+            "From the first token of a prefill leg to the first of its decode leg",
+            _MODEL,
+            registry=registry,
+            buckets=_TOKEN_SECONDS,
+        )
+
         self.worker_inflight = gauge("component_inflight_requests", "Requests on this worker", _WORKER)
         self.worker_requests = counter("component_requests", "Requests that ended on this worker", _WORKER)
         self.worker_errors = counter("component_errors", "Requests that failed on this worker", _WORKER)
@@ -106,7 +120,8 @@ class FrontendMetrics:
         self._scheduling.observe(max(placed.took_us - placed.match_us, 0.0) / 1000)
         self._overhead.observe(hashing_ms + round_trip_ms)
         had, of = self._blocks.get(model, (0, 0))
-        spared = placed.overlap_blocks + placed.host_blocks + placed.disk_blocks
+        at = placed.prefill or placed  # whoever computes the prompt
+        spared = at.overlap_blocks + at.host_blocks + at.disk_blocks
         had, of = had + spared, of + prompt_blocks
         self._blocks[model] = (had, of)
         if of:

@@ -8,12 +8,13 @@ ApiError
 ├── body_too_large                                       413
 ├── client_gone                                          499, in logs and metrics only
 ├── internal                                             500
-├── worker_lost / worker_failed                          502
+├── worker_lost / worker_failed / nobody_goes_on         502, or nobody_goes_on as it was refused
 ├── overloaded / unavailable / draining                  503 with Retry-After
 ├── too_many_waiting / wake_timed_out / wake_failed      503 with Retry-After
+├── not_handed_over                                      503 with Retry-After
 ├── held / put_to_sleep                                  503 that asks not to try again
 ├── act_failed                                           409, 500, 503 or 504
-└── stalled / act_timed_out                              504
+└── stalled / took_too_long / act_timed_out              504
 """
 
 from __future__ import annotations
@@ -139,6 +140,23 @@ def worker_failed(worker: str, reason: str) -> ApiError:
     return ApiError(502, f"worker {worker} failed this request: {reason}", kind="server_error", code="worker_failed")
 
 
+def nobody_goes_on(setback: ApiError, refusal: ApiError, *, begun: bool) -> ApiError:
+    """`setback` is why the request was placed again, `refusal` why it found no place. What was said before (`begun`)
+    makes it the loss of an answer; without that, the client may as well try again.
+    """
+    if begun:
+        message = f"{setback.message}; nobody could go on with it: {refusal.message}"
+        return ApiError(setback.status, message, kind=setback.kind, code=setback.code)
+    message = f"{refusal.message}; before that, {setback.message}"
+    return ApiError(refusal.status, message, kind=refusal.kind, param=refusal.param, code=refusal.code)
+
+
+def not_handed_over(reason: str) -> ApiError:
+    """Under the policy `strict`."""
+    message = f"the prompt's KV could not be handed over: {reason}; the policy strict forbids to compute it elsewhere"
+    return ApiError(503, message, kind="service_unavailable_error", code="not_handed_over")
+
+
 def overloaded(limit: int) -> ApiError:
     message = f"{limit} requests are waiting or running, which is this server's limit; try again"
     return ApiError(503, message, kind="overloaded_error", code="overloaded")
@@ -201,6 +219,11 @@ def stalled(worker: str | None, seconds: float) -> ApiError:
         kind="server_error",
         code="stalled",
     )
+
+
+def took_too_long(seconds: float) -> ApiError:
+    message = f"the request was not done within {seconds:g} s, the most that this server allows (max_generation_time)"
+    return ApiError(504, message, kind="server_error", code="max_generation_time", again=False)
 
 
 def slow_client(seconds: float) -> ApiError:

@@ -1,32 +1,38 @@
-"""One request on the workers: placed by the router, run, and placed again while the client has heard nothing."""
+"""One request on the workers. It may take several of them, one after the other, and is one stream to its client.
+
+A placement names one worker, or two: then the request begins with a prefill leg on the one, which computes the prompt,
+says the first token and leaves the prompt's KV in the tiers, and goes on with a decode leg on the other, which takes
+that KV over. Whatever is lost on the way, the request goes on elsewhere in one leg: prompt and tokens so far are a
+prompt like any other. Three things are not made up for: a request that is pinned to its worker, one that has lost too
+many, and, under the policy `strict`, two legs of which the client has heard something: nobody may compute that prompt
+again but a prefill worker.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import time
 
+import msgspec
+
+from dynamo_box.discovery.instances import Instance
 from dynamo_box.frontend import errors
 from dynamo_box.frontend.errors import ApiError
 from dynamo_box.frontend.intake import Task
+from dynamo_box.frontend.placing import FellAsleep, Losses, Placing
 from dynamo_box.frontend.preprocess import Prompt
+from dynamo_box.frontend.progress import Progress
 from dynamo_box.frontend.requests import LiveRequest
-from dynamo_box.frontend.routing import Lease, RouterClient, RouterGone
+from dynamo_box.frontend.routing import Lease
 from dynamo_box.frontend.sleepers import Sleepers
-from dynamo_box.frontend.workers import WorkerConnection, WorkerLost, Workers, WorkerSequence
+from dynamo_box.frontend.workers import WorkerConnection, WorkerLost, WorkerSequence
 from dynamo_box.log import get_logger
 from dynamo_box.metrics import FrontendMetrics
-from dynamo_box.protocol.request import Delta, Generate
-from dynamo_box.protocol.route import Place, Unplaced
+from dynamo_box.protocol.request import Delta, Generate, Leg, Transfer
+from dynamo_box.protocol.route import Place
 
 MAX_PLACEMENTS = 4
-"""The first and three more, each time without the workers that were lost."""
-
-CONNECTION_WAIT_S = 2.0
-"""The router may learn of a worker a moment before this process has connected to it."""
-
-ASK_AGAIN_S = 0.1
-FIRST_ASK_AGAIN_S = 0.005
-"""A router that has no worker for a model looks for one at once and needs a moment to connect."""
+"""The first and three more, each time without the workers that were lost. A request that breaks whoever takes it must
+not break the whole box."""
 
 WENT_TO_SLEEP = ("worker is going to sleep", "worker is asleep")
 """So a worker refuses what was placed on it just before."""
@@ -34,20 +40,15 @@ WENT_TO_SLEEP = ("worker is going to sleep", "worker is asleep")
 CANCELLED = "cancelled:"
 """So begins the error of what a person ended; nobody tries it again."""
 
-SHORTEST_ANSWER_WAIT_S = 1.0
-"""Asked at the very deadline, a router that lives still gets to say why it has no place."""
-
-ROUTER_SILENT = "the router doesn't answer; see `dynbox ps`"
-
 log = get_logger()
 
 
-class FellAsleep(WorkerLost):
-    """The model went to sleep before this request had its turn."""
+class WorkerFailed(WorkerLost):
+    """The worker is there, but has ended the sequence with an error that is not the request's fault."""
 
 
 class Execution:
-    """The tokens of one request, whichever worker they come from. `close` it in every ending: that cancels the
+    """The tokens of one request, whichever workers they come from. `close` it in every ending: that cancels the
     sequence, unless it has finished, and releases the lease.
     """
 
@@ -57,23 +58,32 @@ class Execution:
         prompt: Prompt,
         live: LiveRequest,
         *,
-        router: RouterClient,
-        workers: Workers,
+        placing: Placing,
         sleepers: Sleepers,
         metrics: FrontendMetrics,
-        discovery_timeout_s: float,
     ) -> None:
         self._task = task
         self._prompt = prompt
         self._live = live
-        self._router = router
-        self._workers = workers
+        self._placing = placing
         self._sleepers = sleepers
         self._metrics = metrics
-        self._discovery_timeout_s = discovery_timeout_s
+        self._progress = Progress(prompt)
+        self._losses = Losses(placing.workers)
         self._lease: Lease | None = None
+        self._leg: Leg = "whole"
         self._sequence: WorkerSequence | None = None
-        self._lost: list[str] = []
+        self._prefilled: Delta | None = None
+        """The end of the prefill leg, until the decode leg begins."""
+        self._worker = ""
+        """The worker that has the leg, and which process it is, as far as it was reached."""
+        self._instance: Instance | None = None
+        self._two_legs = self._strict = False
+        """The latest placement: names it two workers, and must the second one take over what the first one computed?"""
+        self._one_leg = False
+        """Only one worker may be named from now on."""
+        self._setback: ApiError | None = None
+        """Why it was placed again, the last time."""
 
     async def next(self) -> Delta:
         """What the next step added. The one with a finish reason is the last.
@@ -83,19 +93,20 @@ class Execution:
         """
         while True:
             try:
-                if self._sequence is None:
-                    self._sequence = await self._start()
-                delta = await self._sequence.next()
-                if delta.finish == "error":
-                    self._judge(delta)
+                if self._prefilled is not None or self._sequence is None:
+                    if self._progress.complete:
+                        return Delta(0, finish="length")  # all was said; only the word that it is all was lost
+                    await self._go_on()
+                delta = await self._step()
             except WorkerLost as error:
                 if not await self._slept(error):
-                    self._give_up_on_worker(error)
+                    self._lose(error)
                 continue
-            self._note(delta)
-            return delta
+            if delta.tokens or delta.finish is not None:
+                return delta
 
     def close(self) -> None:
+        self._prefilled = None
         if self._sequence is not None:
             self._sequence.close()
             self._sequence = None
@@ -103,152 +114,200 @@ class Execution:
             self._lease.release()
             self._lease = None
 
-    async def _slept(self, error: WorkerLost) -> bool:
-        """Was the worker lost to sleep, with nothing said yet? Then the request has waited until it is awake."""
-        stats = self._live.stats
-        if stats.first_token is not None:
-            return False
-        fell_asleep = isinstance(error, FellAsleep) and await self._sleepers.wait_for_sleep(stats.model)
-        if not fell_asleep and not self._sleepers.is_sleeping(stats.model):
-            return False
-        log.info("model fell asleep", request_id=stats.request_id, worker=stats.worker, reason=str(error))
-        self.close()
-        stats.unplaced()
-        await self._sleepers.wait_until_awake(self._live)
-        self._lost.clear()
-        return True
+    # legs
 
-    async def _start(self) -> WorkerSequence:
-        stats = self._live.stats
-        stats.phase = "routing"
+    async def _go_on(self) -> None:
+        if self._prefilled is not None:
+            await self._hand_over(self._prefilled)
+        if self._sequence is None:
+            await self._begin()
+
+    async def _begin(self) -> None:
+        """Find a place for what is left of the request, and start there."""
         lease = self._lease = await self._place()
-        stats.placed(lease.worker)
-        connection = await self._connection(lease.worker)
-        self._live.worker_last_step = lambda: connection.last_step
-        self._live.last_step = time.monotonic()
-        return connection.start(
+        placed = lease.placed
+        first = placed.prefill.worker if placed.prefill is not None else None
+        self._two_legs, self._strict = first is not None, placed.policy == "strict"
+        self._leg = "whole" if first is None else "prefill"
+        self._live.stats.placed(placed.worker, first, policy=placed.policy)
+        connection = await self._reach(placed.worker)
+        if first is not None:  # whoever takes over is there, so what is begun can be handed over
+            connection = await self._reach(first)
+        self._start(connection, self._leg)
+
+    async def _hand_over(self, prefilled: Delta) -> None:
+        """The prompt is computed, and its first token passed on: go on with that on the other worker, if it can be."""
+        assert self._lease is not None
+        self._prefilled = None
+        if prefilled.transfer is None:
+            self._elsewhere(
+                errors.worker_failed(self._worker, prefilled.error or "no word of where the prompt's KV is")
+            )
+            await self._begin()
+            return
+        self._live.stats.handing_over()
+        self._start(await self._reach(self._lease.worker), "decode", prefilled.transfer)
+
+    async def _reach(self, worker: str) -> WorkerConnection:
+        self._worker, self._instance = worker, None
+        connection = await self._placing.connection(self._task.model, worker)
+        self._instance = connection.instance
+        return connection
+
+    def _start(self, connection: WorkerConnection, leg: Leg, transfer: Transfer | None = None) -> None:
+        task, live = self._task, self._live
+        self._leg = leg
+        live.begin_leg(lambda: connection.last_step)
+        self._sequence = connection.start(
             Generate(
                 id=0,
-                request_id=stats.request_id,
-                tokens=self._prompt.tokens,
-                sampling=self._prompt.sampling,
+                request_id=live.stats.request_id,
+                tokens=self._progress.tokens,
+                sampling=self._progress.sampling,
                 isolation=self._prompt.isolation,
-                priority=self._task.priority or 0,
-                annotations=self._task.annotations,
-                kv_priority=self._task.priority,
-                kv_priorities=self._task.kv_priorities,
+                priority=task.priority or 0,
+                annotations=task.annotations,
+                kv_priority=task.priority,
+                kv_priorities=task.kv_priorities,
+                leg=leg,
+                transfer=transfer,
+                must_transfer=leg == "decode" and self._strict,
             )
         )
+
+    async def _step(self) -> Delta:
+        """What the sequence says next, without what is not the client's business.
+
+        Raises:
+            WorkerLost: it will say no more, and another worker may.
+            ApiError: it has failed for good.
+        """
+        assert self._sequence is not None
+        delta = await self._sequence.next()
+        if delta.finish == "error":
+            self._judge(delta)
+        self._note(delta)
+        if delta.finish != "prefilled":
+            return delta
+        if self._leg != "prefill" or not self._progress.begun:
+            raise WorkerFailed(f"it ended a {self._leg} leg as prefilled after {len(delta.tokens)} tokens")
+        self._prefilled = delta
+        return msgspec.structs.replace(delta, finish=None, transfer=None)
 
     def _note(self, delta: Delta) -> None:
         live = self._live
         now = live.last_step = time.monotonic()
         if not delta.tokens:
             return
+        live.awaits_turn = False
         stats = live.stats
-        if stats.first_token is None:
-            assert self._lease is not None
-            self._lease.prefill_done()
+        if not self._progress.begun:
             stats.cached_tokens = delta.cached_tokens
+        assert self._lease is not None
+        self._lease.prefill_done()
+        self._progress.take(delta.tokens)
         stats.token(len(delta.tokens), now)
+
+    # losses
 
     def _judge(self, delta: Delta) -> None:
         """A sequence has failed: was it the request's fault, and may another worker do better?"""
-        stats = self._live.stats
-        if delta.rejected:
-            raise errors.invalid_request(delta.error)
         if delta.error.startswith(CANCELLED):
             raise errors.put_to_sleep(delta.error)
         if delta.error.startswith(WENT_TO_SLEEP):
             raise FellAsleep(delta.error)
-        if stats.first_token is None:
-            raise WorkerLost(delta.error)
-        raise errors.worker_failed(stats.worker or "", delta.error)
+        if delta.rejected and not self._progress.begun:
+            raise errors.invalid_request(delta.error)
+        raise WorkerFailed(delta.error)
 
-    def _give_up_on_worker(self, error: WorkerLost) -> None:
+    async def _slept(self, error: WorkerLost) -> bool:
+        """Was the worker lost to sleep? Then the request has waited until the model is awake."""
         stats = self._live.stats
-        worker = stats.worker or ""
+        fell_asleep = isinstance(error, FellAsleep) and await self._sleepers.wait_for_sleep(stats.model)
+        if not fell_asleep and not self._sleepers.is_sleeping(stats.model):
+            return False
+        log.info("model fell asleep", request_id=stats.request_id, worker=self._worker, reason=str(error))
+        self._give_up_place(str(error))
+        stats.unplaced()
+        await self._sleepers.wait_until_awake(self._live)
+        self._losses.clear()
+        return True
+
+    def _lose(self, error: WorkerLost) -> None:
+        """Not to this worker again.
+
+        Raises:
+            ApiError: nobody may go on.
+        """
         log.warning(
-            "worker lost", request_id=stats.request_id, worker=worker, tokens=stats.output_tokens, reason=str(error)
+            "worker lost",
+            request_id=self._live.stats.request_id,
+            worker=self._worker,
+            leg=self._leg,
+            tokens=self._live.stats.output_tokens,
+            reason=str(error),
         )
-        self.close()
-        self._lost.append(worker)
-        if stats.first_token is not None or self._task.pin or len(self._lost) >= MAX_PLACEMENTS:
-            raise errors.worker_lost(worker, str(error)) from error
+        self._losses.add(self._worker, self._instance)
+        failure = errors.worker_failed if isinstance(error, WorkerFailed) else errors.worker_lost
+        loss = failure(self._worker, str(error))
+        if self._task.pin or self._losses.count >= MAX_PLACEMENTS:
+            raise loss from error
+        self._elsewhere(loss)
+
+    def _elsewhere(self, setback: ApiError) -> None:
+        """The placement is of no use any more: what is left of the request is placed again, in one leg.
+
+        Raises:
+            ApiError: the policy does not allow that.
+        """
+        two_legs = self._two_legs
+        self._setback = setback
+        self._give_up_place(setback.message)
+        if two_legs and not self._strict:
+            self._one_leg = True
+            self._live.stats.fell_back()
         self._metrics.migrations.labels(self._task.model).inc()
 
-    async def _connection(self, worker: str) -> WorkerConnection:
-        deadline = time.monotonic() + CONNECTION_WAIT_S
-        while (connection := self._workers.connection(worker)) is None:
-            left_s = deadline - time.monotonic()
-            self._require_awake()
-            if left_s <= 0:
-                raise WorkerLost("it can't be reached")
-            await self._workers.wait_for_change(left_s)
-        return connection
-
-    async def _place(self) -> Lease:
-        place = Place(
-            id=0,
-            request_id=self._live.stats.request_id,
-            model=self._task.model,
-            hashes=self._prompt.hashes,
-            prompt_tokens=self._prompt.count,
-            pin=self._task.pin,
-            exclude=tuple(self._lost),
-        )
-        began = time.monotonic()
-        deadline = began + self._discovery_timeout_s
-        pause_s = FIRST_ASK_AGAIN_S
-        while True:
-            self._require_awake()
-            left_s = deadline - time.monotonic()
-            try:
-                async with asyncio.timeout(max(left_s, SHORTEST_ANSWER_WAIT_S)):
-                    reply = await self._router.place(place)
-            except TimeoutError as error:
-                raise errors.unavailable(ROUTER_SILENT) from error
-            except RouterGone as error:
-                if left_s <= 0:
-                    raise errors.unavailable(ROUTER_SILENT) from error
-                await self._router.wait_until_connected(left_s)
-                continue
-            if isinstance(reply, Lease):
-                self._metrics.note_placement(
-                    self._task.model,
-                    reply.placed,
-                    prompt_blocks=len(self._prompt.hashes),
-                    hashing_ms=self._prompt.hashing_ms,
-                    round_trip_ms=(time.monotonic() - began) * 1000,
-                )
-                return reply
-            if left_s <= 0 or not self._may_come(reply):
-                raise _refusal(reply, self._task)
-            await self._workers.wait_for_change(min(left_s, pause_s))
-            pause_s = min(2 * pause_s, ASK_AGAIN_S)
-
-    def _require_awake(self) -> None:
+    def _give_up_place(self, reason: str) -> None:
         """
         Raises:
-            FellAsleep: there is no use in waiting for a worker.
+            ApiError: the client has heard something, and the policy does not allow to go on with that in one leg.
         """
-        if self._sleepers.is_sleeping(self._task.model):
-            raise FellAsleep("the model went to sleep")
+        self.close()
+        if not self._progress.begun:
+            return
+        if self._two_legs and self._strict:
+            raise errors.not_handed_over(reason)
+        self._one_leg = True
 
-    def _may_come(self, reply: Unplaced) -> bool:
-        """May the router find what it lacks now? The worker that is asked for, if it is announced, in a moment."""
-        if reply.code == "pinned_worker_gone":
-            return self._task.pin in self._workers.names
-        return reply.code == "no_workers"
-
-
-def _refusal(reply: Unplaced, task: Task) -> ApiError:
-    match reply.code:
-        case "unknown_model":
-            return errors.unavailable(f"the router does not know {task.model}: {reply.reason}")
-        case "bad_request":
-            return errors.invalid_request(reply.reason)
-        case "pinned_worker_gone":
-            return errors.invalid_request(reply.reason, "nvext.backend_instance_id")
-        case "no_workers":
-            return errors.unavailable(reply.reason)
+    async def _place(self) -> Lease:
+        """
+        Raises:
+            ApiError: there is no place.
+        """
+        task, progress, stats = self._task, self._progress, self._live.stats
+        stats.phase = "routing"
+        place = Place(
+            id=0,
+            request_id=stats.request_id,
+            model=task.model,
+            hashes=progress.hashes,
+            prompt_tokens=progress.count,
+            pin=task.pin,
+            one_leg=self._one_leg,
+        )
+        began = time.monotonic()
+        try:
+            lease = await self._placing.place(place, self._losses.names)
+        except ApiError as error:
+            if self._setback is None:
+                raise
+            raise errors.nobody_goes_on(self._setback, error, begun=progress.begun) from error
+        self._metrics.note_placement(
+            task.model,
+            lease.placed,
+            prompt_blocks=len(place.hashes),
+            hashing_ms=self._prompt.hashing_ms,
+            round_trip_ms=(time.monotonic() - began) * 1000,
+        )
+        return lease

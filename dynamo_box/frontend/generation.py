@@ -159,6 +159,8 @@ def _extension(task: Task, stats: RequestStats) -> dict[str, Any] | None:
     extension: dict[str, Any] = {}
     if "worker_id" in task.extra_fields:
         extension["worker_id"] = stats.worker
+        if stats.prefill_worker is not None:
+            extension["prefill_worker_id"] = stats.prefill_worker
     if "timing" in task.extra_fields and stats.ttft_s is not None:
         extension["timing"] = {
             "ttft_s": round(stats.ttft_s, 6),
@@ -174,6 +176,8 @@ def _log_end(stats: RequestStats, status: int) -> None:
         endpoint=stats.endpoint,
         model=stats.model,
         worker=stats.worker,
+        prefill_worker=stats.prefill_worker,
+        legs=stats.legs or None,
         status=status,
         prompt_tokens=stats.prompt_tokens,
         cached_tokens=stats.cached_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,16 +22,23 @@ MAX_TOKENS_ON_LOOP = 2048
 MAX_LONG_AT_ONCE = 2
 """Tokenising takes some hundred bytes a token, so this bounds memory; one more long prompt waits."""
 
+SEED_BITS = 63
+"""What a signed 64-bit seed holds without its sign."""
+
 _long_prompts = ThreadPoolExecutor(MAX_LONG_AT_ONCE, thread_name_prefix="long-prompt")
 
 
 class Prompt(msgspec.Struct, frozen=True):
-    """`tokens` are packed; `hashes` are the router's names of the full blocks; `hashing_ms` is what these took."""
+    """`tokens` are packed; `hashes` are the router's names of the full blocks, `last_digest` is the whole digest of the
+    last of them (b"" if there is none); `hashing_ms` is what these took.
+    """
 
     tokens: bytes
     count: int
     isolation: bytes
+    block_size: int
     hashes: tuple[int, ...]
+    last_digest: bytes
     hashing_ms: float
     sampling: Sampling
 
@@ -71,9 +79,19 @@ def _prepare(task: Task, tokenizer: ModelTokenizer, instance: Instance, context_
         kv_dtype=instance.kv_dtype,
         cache_salt=task.cache_salt,
     )
-    hashes = short_hashes(chain_digests(packed, instance.block_size, key))
+    digests = chain_digests(packed, instance.block_size, key)
+    hashes = short_hashes(digests)
     hashing_ms = (time.perf_counter() - began) * 1000
-    return Prompt(packed, count, key, hashes, hashing_ms, _sampling(task, context_length - count))
+    return Prompt(
+        tokens=packed,
+        count=count,
+        isolation=key,
+        block_size=instance.block_size,
+        hashes=hashes,
+        last_digest=digests[-1] if digests else b"",
+        hashing_ms=hashing_ms,
+        sampling=_sampling(task, context_length - count),
+    )
 
 
 def _encode(task: Task, tokenizer: ModelTokenizer, max_tokens: int) -> bytes:
@@ -90,14 +108,19 @@ def _encode(task: Task, tokenizer: ModelTokenizer, max_tokens: int) -> bytes:
 
 
 def _sampling(task: Task, room: int) -> Sampling:
-    """`room` is what the context leaves after the prompt."""
+    """`room` is what the context leaves after the prompt. What is sampled has a seed, the client's or one that is drawn
+    here: only so do two workers that share an answer sample alike.
+    """
     max_tokens = room if task.max_tokens is None else min(task.max_tokens, room)
+    seed = task.seed
+    if seed is None and task.temperature > 0:
+        seed = secrets.randbits(SEED_BITS)
     return Sampling(
         max_tokens=max_tokens,
         temperature=task.temperature,
         top_p=task.top_p,
         top_k=task.top_k,
-        seed=task.seed,
+        seed=seed,
         min_tokens=min(task.min_tokens, max_tokens),
         ignore_eos=task.ignore_eos,
     )

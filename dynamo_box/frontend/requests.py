@@ -18,7 +18,8 @@ from dynamo_box.frontend.stats import WAKING, RequestStats, Stats
 
 STALL_CHECK_S = 1.0
 FIRST_TOKEN_PATIENCE = 5.0
-"""Before its first token a request may wait for its turn, so it has this many stall limits if its worker moves."""
+"""Before its first token on a worker a request may wait for its turn there, so it has this many stall limits if that
+worker moves."""
 
 
 class LiveRequest:
@@ -28,6 +29,7 @@ class LiveRequest:
         "_reason",
         "_reply",
         "_task",
+        "awaits_turn",
         "last_step",
         "stats",
         "waited_for_wake_s",
@@ -43,10 +45,18 @@ class LiveRequest:
         self._reason: ApiError | None = None
         self.stats = stats
         self.last_step = time.monotonic()
+        self.awaits_turn = True
+        """Has the worker where it is now said nothing of it yet?"""
         self.worker_last_step: Callable[[], float] | None = None
         self.wakes = 0
         """How often it has waited for its model to wake, and `waited_for_wake_s` how long in all."""
         self.waited_for_wake_s = 0.0
+
+    def begin_leg(self, worker_last_step: Callable[[], float]) -> None:
+        """It waits for its turn on a worker, which last moved at `worker_last_step()`."""
+        self.last_step = time.monotonic()
+        self.awaits_turn = True
+        self.worker_last_step = worker_last_step
 
     async def sign_of_life(self, text: str) -> None:
         """Tell a client that reads a stream what its request waits for."""
@@ -75,7 +85,7 @@ class LiveRequest:
         if self.stats.phase == WAKING:
             return None
         waits_its_turn = (
-            self.stats.first_token is None
+            self.awaits_turn
             and self.worker_last_step is not None
             and now - self.worker_last_step() < limit_s
             and idle_s < limit_s * FIRST_TOKEN_PATIENCE
@@ -84,13 +94,16 @@ class LiveRequest:
 
 
 class Requests:
-    """`max_live` requests may wait or run; one more is turned away."""
+    """`max_live` requests may wait or run; one more is turned away. Each may take `max_generation_s`, its waiting
+    included.
+    """
 
-    def __init__(self, stats: Stats, *, max_live: int, stall_limit_s: float) -> None:
+    def __init__(self, stats: Stats, *, max_live: int, stall_limit_s: float, max_generation_s: float) -> None:
         self.stats = stats
         self.draining = False
         self._max_live = max_live
         self._stall_limit_s = stall_limit_s
+        self._max_generation_s = max_generation_s
         self._live: dict[LiveRequest, None] = {}
         self._fell = asyncio.Event()
 
@@ -129,13 +142,15 @@ class Requests:
         for live in self._live:
             live.interrupt(reason)
 
-    async def watch_for_stalls(self) -> None:
-        """End requests in which nothing moves; runs until cancelled."""
+    async def watch_the_time(self) -> None:
+        """End requests in which nothing moves, and those that have had all their time; runs until cancelled."""
         while True:
-            await asyncio.sleep(min(STALL_CHECK_S, self._stall_limit_s))
+            await asyncio.sleep(min(STALL_CHECK_S, self._stall_limit_s, self._max_generation_s))
             now = time.monotonic()
             for live in self._live:
                 error = live.stall(now, self._stall_limit_s)
+                if now - live.stats.began >= self._max_generation_s:
+                    error = errors.took_too_long(self._max_generation_s)
                 if error is not None:
                     live.interrupt(error)
 

@@ -57,10 +57,9 @@ class Lease:
         self._router.forget(self)
 
     def adoption(self) -> Adopt:
-        place = self.place
-        return Adopt(
-            place.id, place.request_id, place.model, self.worker, place.hashes, place.prompt_tokens, self.prefilled
-        )
+        """What a new router is told. A worker that takes over computes no prompt, whether or not its turn has come."""
+        place, prefilled = self.place, self.prefilled or self.placed.prefill is not None
+        return Adopt(place.id, place.request_id, place.model, self.worker, place.hashes, place.prompt_tokens, prefilled)
 
 
 class RouterClient:

@@ -144,7 +144,7 @@ class FrontendProcess:
             serving.tier_metrics.update(self._tiers)
         self._spawn(serving.router.run())
         self._spawn(serving.workers.run())
-        self._spawn(serving.requests.watch_for_stalls())
+        self._spawn(serving.requests.watch_the_time())
         self._server = Server(serving)
         await self._server.start(sock)
         host, port = sock.getsockname()[:2]

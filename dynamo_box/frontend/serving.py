@@ -10,6 +10,7 @@ from dynamo_box.frontend import errors
 from dynamo_box.frontend.asking import Asking
 from dynamo_box.frontend.execution import Execution
 from dynamo_box.frontend.intake import Task
+from dynamo_box.frontend.placing import Placing
 from dynamo_box.frontend.preprocess import Prompt
 from dynamo_box.frontend.requests import LiveRequest, Requests
 from dynamo_box.frontend.routing import RouterClient
@@ -41,7 +42,12 @@ class Serving:
         self.stats = Stats()
         self.tier_metrics = TierMetrics({model.name: model.block_size for model in spec.models})
         self.stats.metrics.registry.register(self.tier_metrics)
-        self.requests = Requests(self.stats, max_live=spec.max_queue, stall_limit_s=spec.stall_limit_s)
+        self.requests = Requests(
+            self.stats,
+            max_live=spec.max_queue,
+            stall_limit_s=spec.stall_limit_s,
+            max_generation_s=spec.max_generation_s,
+        )
         self.asking = Asking(tell)
         self.sleepers = Sleepers(
             self.asking,
@@ -50,6 +56,7 @@ class Serving:
             wake_timeout_s=spec.wake_timeout_s,
             on_change=self._on_residencies,
         )
+        self.placing = Placing(self.router, self.workers, self.sleepers, discovery_timeout_s=spec.discovery_timeout_s)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -139,9 +146,7 @@ class Serving:
             task,
             prompt,
             live,
-            router=self.router,
-            workers=self.workers,
+            placing=self.placing,
             sleepers=self.sleepers,
             metrics=self.stats.metrics,
-            discovery_timeout_s=self.spec.discovery_timeout_s,
         )

@@ -36,23 +36,42 @@ class RequestStats:
         self.started = time.time()
         self.phase = "queued"
         self.worker: str | None = None
+        self.prefill_worker: str | None = None
+        """Of a placement in two legs; `worker` is then the one that goes on."""
+        self.legs = ""
+        """How it went where a model has workers for one leg alone: one_leg, two_legs or fell_back."""
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self.output_tokens = 0
         self.first_token: float | None = None
         self.last_token = 0.0
         self._totals = totals
+        self._at: str | None = None
         self._observe_itl = totals.metrics.itl.labels(model).observe
         self._recent = totals.unplaced
 
-    def placed(self, worker: str) -> None:
-        """It goes to this worker; latencies count as that worker's from now on."""
-        self.worker, self.phase = worker, "prefill"
-        self._recent = self._totals.recent_of(worker)
+    def placed(self, worker: str, prefill_worker: str | None = None, *, policy: str = "") -> None:
+        """It goes to this worker, perhaps by way of a prefill worker; latencies count as theirs from now on."""
+        self.worker, self.prefill_worker, self.phase = worker, prefill_worker, "prefill"
+        self._at = prefill_worker or worker
+        self._recent = self._totals.recent_of(self._at)
+        if policy and not self.legs:
+            self.legs = "one_leg"
+
+    def handing_over(self) -> None:
+        """Its worker is to go on with what the prefill worker has computed."""
+        assert self.worker is not None
+        self._at = self.worker
+        self._recent = self._totals.recent_of(self._at)
+
+    def fell_back(self) -> None:
+        """What was to be handed over is computed again."""
+        self.legs = "fell_back"
 
     def unplaced(self) -> None:
         """Its worker took nothing of it on: it is as new."""
-        self.worker, self.phase = None, "queued"
+        self.worker = self.prefill_worker = self._at = None
+        self.phase = "queued"
         self._recent = self._totals.unplaced
 
     def token(self, count: int, now: float) -> None:
@@ -62,7 +81,6 @@ class RequestStats:
         totals.output_tokens += count
         if self.first_token is None:
             self.first_token = now
-            self.phase = "decode"
             totals.note_ttft(self.model, now - self.began)
             self._recent.ttft.append(now - self.began)
         else:
@@ -70,7 +88,23 @@ class RequestStats:
             totals.itl.append(gap)
             self._recent.itl.append(gap)
             self._observe_itl(gap)
+        if self.phase != "decode":
+            self._turn_to_decode(now)
         self.last_token = now
+
+    def _turn_to_decode(self, now: float) -> None:
+        if self._at != self.worker:
+            self.phase = "handover"
+            return
+        if self.phase == "handover" and self.first_token is not None:
+            self.legs = "two_legs"
+            self._totals.metrics.handover.labels(self.model).observe(now - self.first_token)
+        self.phase = "decode"
+
+    @property
+    def on_worker(self) -> str | None:
+        """The worker that has it now."""
+        return self._at
 
     @property
     def ttft_s(self) -> float | None:
@@ -87,6 +121,7 @@ class RequestStats:
             cached_tokens=self.cached_tokens,
             output_tokens=self.output_tokens,
             priority=self.priority,
+            prefill_worker=self.prefill_worker,
         )
 
 
@@ -140,6 +175,9 @@ class Stats:
             if status >= 500:
                 metrics.worker_errors.labels(model, request.worker).inc()
 
+        if request.legs and status != CLIENT_GONE:
+            metrics.legs.labels(model, "failed" if status >= 400 else request.legs).inc()
+
     def refused(self, model: str, endpoint: str, status: int, *, streamed: bool) -> None:
         """A request that was not admitted; `model` is one that is served, or "" (labels must stay few)."""
         self._count(model, endpoint, status, streamed=streamed)
@@ -171,7 +209,7 @@ class Stats:
             self.metrics.inflight.labels(model).set(sum(each.worker is not None for each in of_model))
             self.metrics.waking.labels(model).set(sum(each.phase == WAKING for each in of_model))
             self.metrics.queued.labels(model).set(sum(each.first_token is None for each in of_model))
-        on_worker = Counter((request.model, request.worker) for request in live if request.worker is not None)
+        on_worker = Counter((request.model, request.on_worker) for request in live if request.on_worker is not None)
         self.metrics.worker_inflight.clear()  # a worker that is gone has no last value
         for model, worker in {*workers, *on_worker}:
             self.metrics.worker_inflight.labels(model, worker).set(on_worker[model, worker])
@@ -184,7 +222,7 @@ class Stats:
         """By worker, for those that are there or still have a request; the others are forgotten."""
         if now >= self._by_worker_at + BY_WORKER_EVERY_S:
             self._by_worker_at = now
-            wanted = {*workers, *(request.worker for request in self._live)}
+            wanted = {*workers, *(each for live in self._live for each in (live.worker, live.prefill_worker))}
             self._recent = {name: recent for name, recent in self._recent.items() if name in wanted}
             self._by_worker = {name: recent.latency() for name, recent in self._recent.items()}
         return self._by_worker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 import msgspec
@@ -209,6 +209,11 @@ class Workers:
         found = self._current.get(name)
         return found if found is not None and found.is_open else None
 
+    def instance(self, name: str) -> Instance | None:
+        """The process that is announced under this name now, connected or not yet."""
+        found = self._current.get(name)
+        return found.instance if found is not None else None
+
     def instance_of(self, model: str) -> Instance | None:
         """Any connected instance of a model: they share all that the block hash is taken over."""
         return next((each for each in self._connected() if each.model == model), None)
@@ -224,6 +229,10 @@ class Workers:
 
     def names_of(self, model: str) -> list[str]:
         return sorted(each.name for each in self._connected() if each.model == model)
+
+    def roles(self, model: str) -> dict[str, int]:
+        """How many connected workers of a model serve as what, by role."""
+        return dict(Counter(each.role for each in self._connected() if each.model == model))
 
     @property
     def served_models(self) -> set[str]:

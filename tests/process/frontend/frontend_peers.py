@@ -46,6 +46,7 @@ from dynamo_box.protocol.route import (
     Place,
     Placed,
     PrefillDone,
+    PrefillLeg,
     Release,
     RouteRequest,
     Unplaced,
@@ -78,13 +79,17 @@ async def eventually(check: Callable[[], bool], what: str) -> None:
 
 
 class FakeRouter:
-    """Places on `order` in turn (the first that isn't excluded) and keeps count of leases."""
+    """Places on the first of `workers` that isn't excluded, and keeps count of leases. Under a `policy` it names one of
+    the `prefill` workers too, and in one leg it places on whoever is left.
+    """
 
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
         self._server: asyncio.Server | None = None
         self._channels: list[Channel[RouteRequest]] = []
         self.workers: list[str] = []
+        self.prefill: list[str] = []
+        self.policy = ""
         self.silent = False
         self.places: list[Place] = []
         self.adopted: list[Adopt] = []
@@ -125,23 +130,38 @@ class FakeRouter:
         self._channels[-1].send(self._place(self.places[-1]))
 
     def _place(self, place: Place) -> Placed | Unplaced:
-        wanted = [place.pin] if place.pin else self.workers
+        two_legs = bool(self.policy and self.prefill) and not place.one_leg
+        wanted = [place.pin] if place.pin else self.workers if two_legs else self.workers + self.prefill
         choice = next((name for name in wanted if name not in place.exclude), None)
-        if choice is None:
+        first = next((name for name in self.prefill if name not in place.exclude), None) if two_legs else None
+        if choice is None or (first is None and two_legs and self.policy == "strict"):
             return Unplaced(place.id, "no_workers", "none is left")
         self.leases[place.id] = choice
-        return Placed(place.id, choice, 0, "the test says so", took_us=20.0, match_us=5.0)
+        prefill = PrefillLeg(first, 0, "the test says so") if first is not None else None
+        return Placed(
+            place.id, choice, 0, "the test says so", took_us=20.0, match_us=5.0, prefill=prefill, policy=self.policy
+        )
 
 
 class FakeWorker:
     """A worker that says what the test tells it to."""
 
-    def __init__(self, run_dir: RunDir, name: str, tokenizer: tokenizers.Tokenizer, *, context_length: int) -> None:
+    def __init__(
+        self,
+        run_dir: RunDir,
+        name: str,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        context_length: int,
+        role: str = "aggregated",
+    ) -> None:
         self.name = name
+        self.role = role
         self._run_dir = run_dir
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._server: asyncio.Server | None = None
+        self._channels: list[Channel[PeerMessage]] = []
         self._channel: Channel[PeerMessage] | None = None
         self._arrivals: asyncio.Queue[Generate] = asyncio.Queue()
         self.hello: Hello | None = None
@@ -150,7 +170,9 @@ class FakeWorker:
 
     async def appear(self) -> None:
         path = self._run_dir.worker_socket(self.name)
-        self._server = await serve_channels(listen_unix(path), lambda: Channel(peer_decoder, self._on_message))
+        self._server = await serve_channels(
+            listen_unix(path), lambda: Channel(peer_decoder, self._on_message, on_open=self._channels.append)
+        )
         self.announce()
 
     def announce(self) -> None:
@@ -162,7 +184,7 @@ class FakeWorker:
             Instance(
                 name=self.name,
                 model=MODEL,
-                role="aggregated",
+                role=self.role,
                 engine="fake",
                 socket=str(path),
                 pid=os.getpid(),
@@ -188,8 +210,9 @@ class FakeWorker:
 
     def drop(self) -> None:
         """Only the connection breaks."""
-        if self._channel is not None:
-            self._channel.abort(ConnectionResetError("worker dies"))
+        for channel in self._channels:
+            channel.abort(ConnectionResetError("worker dies"))
+        self._channels.clear()
 
     def _on_message(self, channel: Channel[PeerMessage], message: PeerMessage) -> None:
         self._channel = channel
@@ -290,6 +313,10 @@ class Connection:
         if "content-length" in answer.headers:
             answer.body = await self._reader.readexactly(int(answer.headers["content-length"]))
             return answer
+        return await self.rest(answer)
+
+    async def rest(self, answer: Answer) -> Answer:
+        """The rest of a stream of which `answer` has the head and perhaps some chunks."""
         while piece := await self.chunk():
             answer.body += piece
         answer.events = [
@@ -453,6 +480,15 @@ class FrontendUnderTest:
         """What the frontend asks its supervisor next."""
         return await self.expect(status.Asked)
 
+    async def until_said(self, count: int) -> None:
+        """Return when the one live request has got so many tokens."""
+
+        def has_them(report: status.Report) -> bool:
+            assert isinstance(report.figures, FrontendFigures)
+            return [live.output_tokens for live in report.figures.live] == [count]
+
+        await self.expect(status.Report, has_them)
+
     async def waiting(self, count: int) -> None:
         """Return when so many requests wait for the model to wake."""
         await self.expect(
@@ -466,11 +502,11 @@ class FrontendUnderTest:
     async def exit_status(self) -> int:
         return await self.child.exit_status()
 
-    async def add_worker(self, name: str) -> FakeWorker:
-        worker = FakeWorker(self.run_dir, name, self.tokenizer, context_length=self._context_length)
+    async def add_worker(self, name: str, role: str = "aggregated") -> FakeWorker:
+        worker = FakeWorker(self.run_dir, name, self.tokenizer, context_length=self._context_length, role=role)
         await worker.appear()
         self.workers[name] = worker
-        self.router.workers.append(name)
+        (self.router.prefill if role == "prefill" else self.router.workers).append(name)
         return worker
 
     async def ready(self, *workers: str) -> list[FakeWorker]:
@@ -480,8 +516,12 @@ class FrontendUnderTest:
 
     async def ready_again(self, *workers: str) -> list[FakeWorker]:
         """The same for a frontend that has said Ready before."""
+        return await self.ready_with(dict.fromkeys(workers or ("w0",), "aggregated"))
+
+    async def ready_with(self, roles: dict[str, str]) -> list[FakeWorker]:
+        """A router and workers of these roles, found by the frontend."""
         await self.router.listen()
-        made = [await self.add_worker(name) for name in workers or ("w0",)]
+        made = [await self.add_worker(name, role) for name, role in roles.items()]
         await self.until_healthy()
         return made
 

@@ -104,23 +104,25 @@ def test_an_error_before_the_first_token_is_tried_elsewhere_but_a_rejection_is_n
     scenario(work)
 
 
-def test_a_worker_lost_in_mid_stream_is_an_error_never_silence(tmp_path: Path, tiny_model: Path) -> None:
+def test_an_answer_that_nobody_can_go_on_with_is_an_error_never_silence(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model) as box:
-            first, second = await box.ready("w0", "w1")
+        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=0.3) as box:
+            (worker,) = await box.ready()
             streamed, whole = box.post({"stream": True}), box.post({})
             for _ in range(2):
-                first.emit(await first.generated(), "half")
+                worker.emit(await worker.generated(), "half")
             await eventually(lambda: len(box.router.prefilled) == 2, "both got their first token")
-            first.close()
+            worker.close()
             answer = await streamed
-            assert answer.status == 200
-            assert answer.chunks()[-1]["error"]["code"] == "worker_lost"
+            error = answer.chunks()[-1]["error"]
+            assert (answer.status, error["code"]) == (200, "worker_lost")
+            for word in ("worker w0", "its connection closed", "none is left"):
+                assert word in error["message"]
             assert "[DONE]" not in answer.events
             answer = await whole
-            assert answer.status == 502
-            assert answer.error["code"] == "worker_lost"
+            assert (answer.status, answer.error["code"]) == (502, "worker_lost")
             await box.nothing_left()
+            second = await box.add_worker("w1")
             after = box.post({})
             second.emit(await second.generated(), "still here", finish="length")
             assert (await after).status == 200
@@ -128,9 +130,9 @@ def test_a_worker_lost_in_mid_stream_is_an_error_never_silence(tmp_path: Path, t
     scenario(work)
 
 
-def test_an_engine_error_in_mid_stream_is_told(tmp_path: Path, tiny_model: Path) -> None:
+def test_an_engine_error_in_mid_stream_is_told_if_nobody_else_is_there(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=0.3) as box:
             (worker,) = await box.ready()
             answering = box.post({"stream": True})
             generate = await worker.generated()
