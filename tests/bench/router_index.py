@@ -113,8 +113,10 @@ def credit(blocks: int, kept: str) -> None:
     print(f"credit      {WORKERS} workers × {blocks:4} blocks, {kept:14} {milliseconds(samples)}")
 
 
-def place(repeated: bool, blocks: int = PROMPT_BLOCKS, tiers: bool = False) -> None:
-    """The whole decision: match, load, cost, lease and prediction. Repeated prompts are the busiest case."""
+def place(repeated: bool, blocks: int = PROMPT_BLOCKS, tiers: bool = False, legs: bool = False) -> None:
+    """The whole decision: match, load, cost, lease and prediction. Repeated prompts are the busiest case. `legs`: half
+    of the workers are there for prefill, half for decode.
+    """
     spec = ModelSpec("m", "/m", "f", context_length=2**20, block_size=BLOCK_SIZE)
     placement = Placement((spec,), mode="kv", knobs=Knobs(), lease_ttl_s=300, rng=random.Random(0), kvstore="kvstore")
     prompt = hashes(blocks)
@@ -122,7 +124,8 @@ def place(repeated: bool, blocks: int = PROMPT_BLOCKS, tiers: bool = False) -> N
         placement.tiers.index.store("kvstore", prompt, "g2")
         placement.tiers.index.store("kvstore", prompt, "g3")
     for number in range(WORKERS):
-        instance = Instance(f"w{number}", "m", "aggregated", "mock", "", 1, 1, "f", BLOCK_SIZE, 1, "float32", 2**20)
+        role = "aggregated" if not legs else "decode" if number % 2 else "prefill"
+        instance = Instance(f"w{number}", "m", role, "mock", "", 1, 1, "f", BLOCK_SIZE, 1, "float32", 2**20)
         placement.join(instance)
         placement.pools["m"].connect(instance.name)
         placement.pools["m"].index.store(instance.name, prompt[: blocks // 2] if tiers else prompt)
@@ -134,10 +137,12 @@ def place(repeated: bool, blocks: int = PROMPT_BLOCKS, tiers: bool = False) -> N
         reply = placement.place(0, request)
         samples.append(time.thread_time() - started)
         assert isinstance(reply, Placed)
+        assert legs == (reply.prefill is not None)
         if number >= 64:
             placement.leases.release((0, number - 64))
     name = "new" if not repeated else "half in tiers" if tiers else "cached by all"
-    print(f"place       {WORKERS} workers × {blocks:4} blocks, {name:14} {milliseconds(samples)}")
+    what = "two legs" if legs else "place"
+    print(f"{what:11} {WORKERS} workers × {blocks:4} blocks, {name:14} {milliseconds(samples)}")
 
 
 def feed_and_sweep() -> None:
@@ -174,6 +179,7 @@ if __name__ == "__main__":
     for blocks in (SHORT_PROMPT_BLOCKS, PROMPT_BLOCKS):
         for kept in ("no tiers", "tiers hold all", "nothing of it", "alternating"):
             credit(blocks, kept)
-        place(repeated=True, blocks=blocks)
-        place(repeated=True, blocks=blocks, tiers=True)
-        place(repeated=False, blocks=blocks)
+        for legs in (False, True):
+            place(repeated=True, blocks=blocks, legs=legs)
+            place(repeated=True, blocks=blocks, tiers=True, legs=legs)
+            place(repeated=False, blocks=blocks, legs=legs)
