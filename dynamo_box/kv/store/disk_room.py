@@ -31,7 +31,7 @@ class DiskRoom:
         self._next = 0.0
 
     def measure(self, directory: TierDirectory) -> None:
-        """For the first time, or to see whether there is more again."""
+        """For the first time, or to see whether there is more again, or less."""
 
         def measured(sizes: tuple[int, int]) -> None:
             if directory is self._life.directory:
@@ -59,9 +59,8 @@ class DiskRoom:
             self._note("warning", f"the disk is full: the disk tier for KV holds {text} until there is more")
 
     def _set(self, free: int, total: int) -> None:
-        room = self._writes.used_bytes + free - min(_MOST_MARGIN, total // 100)
-        if self.known:
-            room = max(room, self._writes.room)
+        there = self._writes.index.used_bytes + self._writes.doomed_bytes
+        room = there + free - min(_MOST_MARGIN, total // 100)
         self.known = True
         self._writes.room = min(self._writes.capacity, room)
         if self._writes.room < self._smallest() <= self._writes.capacity:
