@@ -30,7 +30,7 @@ from dynamo_box.protocol.kv import MAX_BATCH, MAX_CONNECTIONS, KvLayout
 MAX_FRAME = 1024 * 1024
 MAX_WAITING = 1024
 """Questions of one connection that wait for memory or the disk."""
-MAX_LEASES = 1024
+MAX_LEASES = 4096
 """Of one connection; to one that has them nothing is found."""
 MAX_BACKLOG = 4 * 1024 * 1024
 MAX_TEXT = 512

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from store_peers import DEADLINE_S, LAYOUT, Store, Worker, chain, digest, digests, room_for
 
+from dynamo_box.kv.store.server import MAX_LEASES
 from dynamo_box.protocol import PROTOCOL_VERSION, kv
 from dynamo_box.protocol.framing import connect_unix, encode_frame
 
@@ -198,14 +199,14 @@ def test_one_that_asks_without_end_and_never_reads_is_cut_off(store: Store) -> N
 def test_one_that_gives_no_lease_back_finds_nothing_more_in_the_end(store: Store) -> None:
     worker = store.worker("hoarder")
     worker.store(*chain(1))
-    leases = [worker.find(1).lease for _ in range(1025)]
-    assert min(leases[:1024]) > 0 and leases[1024] == 0
+    leases = [worker.find(1).lease for _ in range(MAX_LEASES + 1)]
+    assert min(leases[:MAX_LEASES]) > 0 and leases[MAX_LEASES] == 0
     worker.send(kv.Release(leases[0]))
     worker.send(kv.Release(leases[0]))
     assert worker.find(1).lease > 0 and worker.find(1).lease == 0
     worker.close()
     assert store.worker("other").found(1) == "2"
-    store.figures_when(lambda now: now.reclaimed == 1024)
+    store.figures_when(lambda now: now.reclaimed == MAX_LEASES)
 
 
 def test_the_most_connections_there_may_be(store: Store) -> None:
