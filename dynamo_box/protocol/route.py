@@ -67,6 +67,8 @@ class Unplaced(msgspec.Struct, frozen=True, tag="unplaced"):
     id: int
     code: Literal["unknown_model", "no_workers", "pinned_worker_gone", "bad_request"]
     reason: str
+    policy: str = ""
+    """The disaggregation policy, where that is what it fails by."""
 
 
 class PrefillDone(msgspec.Struct, frozen=True, tag="prefill_done"):

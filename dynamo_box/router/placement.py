@@ -92,6 +92,7 @@ class Placement:
         )
         match_us = (time.perf_counter() - match_started) * 1e6
         policy = self.disagg if pool.split else None
+        in_force = policy.policy if policy is not None else ""
         legs = decide_legs(
             self.mode,
             _contenders(place, pool, workers, credit),
@@ -102,8 +103,7 @@ class Placement:
             tier_costs=self._tier_costs,
         )
         if isinstance(legs, Missing):
-            return Unplaced(place.id, "no_workers", pool.why_nobody_for(legs.leg, place))
-        in_force = policy.policy if policy is not None else ""
+            return Unplaced(place.id, "no_workers", pool.why_nobody_for(legs.leg, place), in_force)
         self._count(key, place, pool, legs, in_force)
         winner = legs.decode.option
         return Placed(
