@@ -79,8 +79,8 @@ class Arena:
             try:
                 yield views
             finally:
-                for view in views:
-                    with contextlib.suppress(BufferError):  # whoever keeps something of it keeps `close` from unmapping
+                with contextlib.suppress(BufferError):  # whoever keeps something of it keeps `close` from unmapping
+                    for view in views:
                         view.release()
 
     def _populate(self, slots: Sequence[int]) -> None:

@@ -159,7 +159,7 @@ class InboundLane(Lane[Seek | Fetch | Forgo]):
         digests = job.digests[:MAX_BATCH]
         if not digests:
             return Sought(job.key)
-        found = link.session.call(lambda number: Find(number, digests), Found, self._limits.seek_s)
+        found = link.session.call(lambda number: Find(number, digests, job.claim), Found, self._limits.seek_s)
         _check(link, found, len(digests))
         if not found.tiers:
             return Sought(job.key)

@@ -1,4 +1,5 @@
-"""Blocks of the pool into the host tier: reserve slots, copy, commit, a part of an Offer at a time.
+"""Blocks of the pool into the host tier: reserve slots, copy, commit, a part of an Offer at a time. And holds on them,
+each once the Offers before it are done.
 
 While one part is copied the slots for the next are asked for, and nobody waits for the answer to a Commit: on a busy
 machine a process that is woken for an answer waits for its turn, and that takes longer than the copy.
@@ -18,10 +19,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dynamo_box.kv.client.arena import SharedArena
-from dynamo_box.kv.client.jobs import Copier, Offer, Offered, Result
+from dynamo_box.kv.client.jobs import Copier, Keep, Kept, Offer, Offered, Result
 from dynamo_box.kv.client.lane import Lane, Limits, Link
 from dynamo_box.kv.client.session import StoreGone, StoreSession
-from dynamo_box.protocol.kv import BUSY, FULL, KNOWN, Abandon, Block, Commit, Committed, Reserve, Reserved
+from dynamo_box.protocol.kv import (
+    BUSY,
+    FULL,
+    KNOWN,
+    MAX_BATCH,
+    Abandon,
+    Block,
+    Commit,
+    Committed,
+    Held,
+    Hold,
+    Reserve,
+    Reserved,
+)
 
 PART_BLOCKS = 32
 PARTS_AHEAD = 2
@@ -93,7 +107,17 @@ class _Part:
     slots: tuple[int, ...] = ()
 
 
-class OutboundLane(Lane[Queued]):
+@dataclass(slots=True, eq=False)
+class _Keeping:
+    """`behind` are the Offers to wait for; `number` is 0 until the store was asked, at `asked_at`."""
+
+    job: Keep
+    behind: list[_Progress]
+    number: int = 0
+    asked_at: float = 0.0
+
+
+class OutboundLane(Lane[Queued | Keep]):
     def __init__(
         self,
         dial: Callable[[], StoreSession],
@@ -115,6 +139,7 @@ class OutboundLane(Lane[Queued]):
         self._begun: deque[_Progress] = deque()
         self._reserving: deque[_Part] = deque()
         self._committing: deque[_Part] = deque()
+        self._keeping: list[_Keeping] = []
         self._busy_until = 0.0
 
     @property
@@ -131,8 +156,10 @@ class OutboundLane(Lane[Queued]):
                 self._queued += count
         self.put(Queued(job, fits))
 
-    def begin(self, link: Link, job: Queued) -> None:
-        if job.fits:
+    def begin(self, link: Link, job: Queued | Keep) -> None:
+        if isinstance(job, Keep):
+            self._keeping.append(_Keeping(job, list(self._begun)))
+        elif job.fits:
             self._begun.append(_Progress(job.job))
         else:
             self._refuse_overflow(job.job)
@@ -144,16 +171,20 @@ class OutboundLane(Lane[Queued]):
         for progress in [one for one in self._begun if one.is_over]:
             self._begun.remove(progress)
             self._answer(progress.result())
+        self._keep(link)
         if (deadline := self.next_deadline()) is not None and time.monotonic() >= deadline:
             raise StoreGone(f"the kvstore has not answered for {self._limits.store_s:g} s")
         return copied or committed
 
     def next_deadline(self) -> float | None:
         asked = [parts[0].asked_at for parts in (self._reserving, self._committing) if parts]
+        asked += [keeping.asked_at for keeping in self._keeping if keeping.number]
         return min(asked) + self._limits.store_s if asked else None
 
-    def refuse(self, job: Queued, reason: str) -> None:
-        if job.fits:
+    def refuse(self, job: Queued | Keep, reason: str) -> None:
+        if isinstance(job, Keep):
+            self._deliver(Kept(job.key, reason))
+        elif job.fits:
             progress = _Progress(job.job)
             progress.drop_rest("store_gone")
             self._answer(progress.result())
@@ -167,6 +198,30 @@ class OutboundLane(Lane[Queued]):
             progress = self._begun.popleft()
             progress.drop_rest("store_gone")
             self._answer(progress.result())
+        keeping, self._keeping = self._keeping, []
+        for one in keeping:
+            self._deliver(Kept(one.job.key, reason))
+
+    def _keep(self, link: Link) -> None:
+        """Ask for holds whose Offers are done, and pass on what the store said."""
+        for keeping in list(self._keeping):
+            job = keeping.job
+            if not keeping.number:
+                keeping.behind = [progress for progress in keeping.behind if not progress.is_over]
+                if keeping.behind:
+                    continue
+                if len(job.digests) > MAX_BATCH:
+                    self._keeping.remove(keeping)
+                    self._deliver(Kept(job.key, f"{len(job.digests)} blocks are more than the {MAX_BATCH} of a hold"))
+                    continue
+                keeping.asked_at = time.monotonic()
+                keeping.number = link.session.post(
+                    lambda number, job=job: Hold(number, job.hold, job.digests, job.ttl_s)  # type: ignore[misc]
+                )
+            held = link.session.taken(keeping.number, Held)
+            if held is not None:
+                self._keeping.remove(keeping)
+                self._deliver(Kept(job.key, held.error))
 
     def _ask_ahead(self, link: Link) -> None:
         """Reserve slots for the next parts."""

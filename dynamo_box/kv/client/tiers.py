@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dynamo_box.kv.client.arena import SharedArena
 from dynamo_box.kv.client.inbound import InboundLane
-from dynamo_box.kv.client.jobs import Copier, Fetch, Fetched, Forgo, Offer, Offered, Result, Seek
+from dynamo_box.kv.client.jobs import Copier, Fetch, Fetched, Forgo, Keep, Offer, Offered, Result, Seek
 from dynamo_box.kv.client.lane import Limits
 from dynamo_box.kv.client.ledger import Ledger, Totals
 from dynamo_box.kv.client.outbound import OutboundLane
@@ -70,6 +70,10 @@ class Tiers:
         if len(job.pool_blocks) != len(job.blocks):
             raise ValueError(f"an Offer of {len(job.blocks)} blocks names {len(job.pool_blocks)} pool blocks")
         self._out.offer(job)
+
+    def keep(self, job: Keep) -> None:
+        """Its hold covers what the Offers before it stored, as soon as they have."""
+        self._out.put(job)
 
     def seek(self, job: Seek) -> None:
         self._in.put(job)
