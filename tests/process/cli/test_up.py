@@ -57,7 +57,8 @@ tell(f"launched {plan.profile} {plan.port} session {os.getsid(0) == os.getpid()}
 def snapshot(state, done=None):
     progress = None if done is None else Progress(done, 100 * 2**20, "bytes")
     worker = ProcessInfo("w", "worker", "smollm2", "aggregated", state, "weights", 9, 0, "cpu", 1, progress=progress)
-    box = BoxInfo(state, plan.profile, plan.endpoint, os.getpid(), 1.0)
+    cause = "kvstore: no memory to be had" if state == "degraded" else ""
+    box = BoxInfo(state, plan.profile, plan.endpoint, os.getpid(), 1.0, cause=cause)
     body = BoxSnapshot(box, (ModelInfo("smollm2", state),), (worker,))
     channel.send(control.SnapshotReply(request.id, msgspec.Raw(msgspec.msgpack.encode(body))))
 
@@ -65,8 +66,8 @@ for act in os.environ["FAKE_ACTS"].split():
     if act == "weights":
         for done in range(0, 101, 5):
             snapshot("starting", done * 2**20)
-    elif act == "ready":
-        snapshot("ready")
+    elif act in ("ready", "degraded"):
+        snapshot(act)
         channel.send(control.Done(request.id))
     elif act == "fail":
         channel.send(control.Error(request.id, 1, "worker w failed", "give it memory", ("last line",)))
@@ -159,6 +160,12 @@ def test_up_shows_progress_and_ends_with_the_endpoint(box: Up) -> None:
     assert len(lines) == 12, "a line a tenth, and one when it is ready"
     assert "50.0 MiB of 100 MiB" in err
     assert "\x1b" not in out + err
+
+
+def test_a_box_that_starts_without_its_tiers_is_said_to_be_degraded(box: Up) -> None:
+    out, err = box.up(acts="degraded")
+    assert out.startswith(f"http://127.0.0.1:{box.port} serves smollm2")
+    assert err.splitlines()[-1] == "warning: the box is degraded: kvstore: no memory to be had"
 
 
 def test_json_lines_tell_progress_and_result(box: Up) -> None:
