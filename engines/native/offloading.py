@@ -172,13 +172,23 @@ class Offloading:
                 kept.stored_at = self._clock()
 
     def queue_everything(self) -> None:
-        """All that lies in the pool and may be offered: first what has not been, and heads of chains before what
-        follows them.
+        """All that lies in the pool and may be offered, in runs that one offer can take: first those with something
+        that the tiers haven't had, and heads of chains before what follows them.
         """
-        idle = [(kept.stored_at is not None, kept.place, digest)
-                for digest, kept in self._kept.items() if kept.state is _State.IDLE]  # fmt: skip
-        for _, _, digest in sorted(idle):
-            self._enqueue(digest)
+        idle = {digest: kept for digest, kept in self._kept.items() if kept.state is _State.IDLE}
+        ending_with: dict[bytes, list[bytes]] = {}
+        runs: list[list[bytes]] = []
+        for digest, kept in sorted(idle.items(), key=lambda item: item[1].place):
+            run = ending_with.pop(kept.parent, None)
+            if run is None or len(run) == BATCH_BLOCKS:
+                run = []
+                runs.append(run)
+            run.append(digest)
+            ending_with[digest] = run
+        runs.sort(key=lambda run: all(idle[digest].stored_at is not None for digest in run))
+        for run in runs:
+            for digest in run:
+                self._enqueue(digest)
 
     def clear_queue(self) -> None:
         """Offer nothing more of what waits."""

@@ -488,15 +488,18 @@ def test_without_a_store_nothing_waits() -> None:
 
 
 def test_before_a_sleep_everything_is_offered_heads_first() -> None:
-    box = Box(queue_blocks=1)
+    box = Box(blocks=256, budget=128, queue_blocks=1)
     for token in (1, 2):
-        box.add([token] * 13)
-    box.run()
-    assert len(box.store.stored) < 6
+        box.add([token] * 81)
+        box.run()
+    assert len(box.store.stored) == 2
     box.store.offers.clear()
     box.tiering.queue_everything()
     box.run()
-    assert len(box.store.stored) == 6
+    assert len(box.store.stored) == 40
+    offers = [[offer.blocks[0].parent, len(offer.blocks)] for offer in box.store.offers]
+    assert [count for _, count in offers] == [16, 16, 4, 4]
+    assert [parent == b"" for parent, _ in offers] == [True, True, False, False]
 
 
 def test_a_load_that_fails_leaves_no_garbage_behind() -> None:
