@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from dynamo_box.kv.store.arena import STEP_BYTES, Arena
 from dynamo_box.kv.store.counts import Counts
 from dynamo_box.kv.store.disk_port import DiskPort, ReadResult
+from dynamo_box.kv.store.holds import Holds
 from dynamo_box.kv.store.slots import HostTier, Lease
 from dynamo_box.kv.store.write_back import Line, WriteBack
 from dynamo_box.log import get_logger
@@ -18,7 +19,7 @@ from dynamo_box.protocol import kv
 from dynamo_box.protocol.kv import Block, KvLayout
 
 STORE = 0
-"""The owner of slots that are filled from disk; connections count from 1."""
+"""The owner of slots that are filled from disk, and of leases by which blocks are held; connections count from 1."""
 
 log = get_logger()
 
@@ -56,6 +57,7 @@ class LayoutStore:
         self.name = layout.name
         self.arena = arena
         self.tier = HostTier(arena)
+        self.holds = Holds(self.name, self._give_back)
         self.owners: dict[int, str] = {}
         """Who is attached, by connection."""
         self.left_at = time.monotonic()
@@ -74,11 +76,19 @@ class LayoutStore:
     @property
     def busy(self) -> bool:
         """Whether somebody works with its memory."""
-        return bool(self.owners or self._reads or self._growing or self.tier.pinned_slots or self.tier.writing)
+        return bool(
+            self.owners
+            or self._reads
+            or self._growing
+            or self.tier.pinned_slots
+            or self.tier.writing
+            or self.tier.leases
+        )
 
     def close(self) -> None:
         if self._growing is not None:
             self._growing.cancel()
+        self.holds.close()
         if self._disk is not None:
             self._disk.write_back.close(self.name)
         self.arena.close()
@@ -149,7 +159,9 @@ class LayoutStore:
     # Finding
 
     def find(self, owner: int, message: kv.Find) -> kv.Found:
-        lease = self.tier.find(owner, message.digests, time.monotonic(), self._use_on_disk)
+        lease = self._lease(owner, message.digests)
+        if message.claim:
+            self.holds.end(message.claim)
         on_disk = len(lease.on_disk) if lease is not None else 0
         in_host = len(lease.digests) - on_disk if lease is not None else 0
         self._counts.host_lookups += len(message.digests)
@@ -159,8 +171,6 @@ class LayoutStore:
             self._counts.disk_hits += on_disk
         if lease is None:
             return kv.Found(message.id, 0, "")
-        if self._disk is not None and lease.on_disk:
-            self._disk.port.pin(self.name, lease.on_disk)
         generations: list[int] = []
         priorities: list[int | None] = []
         for digest, slot in zip(lease.digests, lease.slots, strict=True):
@@ -174,6 +184,30 @@ class LayoutStore:
         self._write_back()
         tiers = "".join("2" if slot >= 0 else "3" for slot in lease.slots)
         return kv.Found(message.id, lease.id, tiers, tuple(lease.slots), tuple(generations), tuple(priorities))
+
+    def hold(self, message: kv.Hold) -> kv.Held:
+        """Keep all of these blocks for whoever claims them."""
+        error = self.holds.why_not(message.key)
+        if error:
+            return kv.Held(message.id, error)
+        lease = self._lease(STORE, message.digests)
+        there = len(lease.digests) if lease is not None else 0
+        if lease is None or there < len(message.digests):
+            if lease is not None:
+                self._give_back(lease)
+            return kv.Held(message.id, f"{there} of {len(message.digests)} blocks are there")
+        self.holds.add(message.key, lease, message.ttl_s)
+        return kv.Held(message.id)
+
+    def _lease(self, owner: int, digests: Sequence[bytes]) -> Lease | None:
+        lease = self.tier.find(owner, digests, time.monotonic(), self._use_on_disk)
+        if lease is not None and self._disk is not None and lease.on_disk:
+            self._disk.port.pin(self.name, lease.on_disk)
+        return lease
+
+    def _give_back(self, lease: Lease) -> None:
+        self.tier.release(lease)
+        self._unpin(lease)
 
     async def load(self, owner: int, message: kv.Load) -> kv.Loaded:
         await self.make_room(message.count)
@@ -205,8 +239,7 @@ class LayoutStore:
         lease = self.tier.lease_of(owner, message.lease)
         if lease is None:
             return False
-        self.tier.release(lease)
-        self._unpin(lease)
+        self._give_back(lease)
         loaded = sum(message.loaded.values())
         if loaded:
             self._counts.host_out_blocks += loaded

@@ -240,6 +240,7 @@ class KvServer:
                 store.abandon(peer.id, message.slots)
             case kv.Find():
                 _check_digests(message.digests)
+                _check_key(message.claim)
                 if peer.leases >= MAX_LEASES:
                     log.warning("a connection has all the leases it may have", owner=peer.owner)
                     peer.channel.send(kv.Found(message.id, 0, ""))
@@ -247,6 +248,9 @@ class KvServer:
                     found = store.find(peer.id, message)
                     peer.leases += found.lease > 0
                     peer.channel.send(found)
+            case kv.Hold():
+                _check_hold(message)
+                peer.channel.send(store.hold(message))
             case kv.Load():
                 self._in_background(peer, self._load(peer, store, _checked_load(store, peer, message)))
             case kv.Release():
@@ -318,6 +322,20 @@ def _check_digests(digests: Sequence[bytes]) -> None:
     _check_length(len(digests))
     if any(len(digest) != kv.DIGEST_BYTES for digest in digests):
         raise BadRequest(f"a digest has {kv.DIGEST_BYTES} bytes")
+
+
+def _check_key(key: bytes) -> None:
+    if key and len(key) != kv.DIGEST_BYTES:
+        raise BadRequest(f"the key of a hold has {kv.DIGEST_BYTES} bytes, not {len(key)}")
+
+
+def _check_hold(message: kv.Hold) -> None:
+    _check_digests(message.digests)
+    _check_key(message.key)
+    if not message.key or not message.digests:
+        raise BadRequest("a hold has a key and blocks")
+    if not 0 < message.ttl_s <= kv.LONGEST_HOLD_S:  # false for NaN
+        raise BadRequest(f"ttl_s of a hold is above 0 and at most {kv.LONGEST_HOLD_S:g}, not {message.ttl_s}")
 
 
 def _check_blocks(blocks: Sequence[kv.Block]) -> None:
