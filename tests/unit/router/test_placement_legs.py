@@ -165,7 +165,7 @@ def test_strict_says_which_role_is_missing() -> None:
     remedy = "start one (`dynbox scale`), or set the policy to fallback"
     assert legs(rig.placed(hashes)) == (P0.name, D0.name)
     lost = rig.unplaced(hashes, exclude=(P0.name,))
-    assert lost.code == "no_workers"
+    assert (lost.code, lost.policy) == ("no_workers", "strict")
     assert lost.reason == (
         f"strict: 1 prefill worker serves smollm2 now, all of them excluded by the request; {remedy}"
     )
