@@ -14,6 +14,9 @@ from worker_process import WorkerProcess, worker_spec
 from dynamo_box.protocol import status
 from engines.host import ENGINE_CLOSE_S, EXIT_WATCHDOG_S
 
+SLACK_S = 8
+"""For a machine that is busy with other tests."""
+
 
 @pytest.fixture(autouse=True)
 def engine_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +38,7 @@ def test_neither_a_thread_nor_a_close_without_end_keeps_the_process(tmp_path: Pa
         process.ready().status.send(status.Stop())
         started = time.monotonic()
         assert process.exit_code() == 0
-        assert time.monotonic() - started < ENGINE_CLOSE_S + 3
+        assert time.monotonic() - started < ENGINE_CLOSE_S + SLACK_S
         assert '"who": "engine"' in process.log
 
 
@@ -53,7 +56,7 @@ def test_a_loop_that_is_stuck_on_the_way_out_is_ended_by_the_watchdog(tmp_path: 
         process.ready().status.send(status.Stop())
         started = time.monotonic()
         assert process.exit_code() == 1
-        assert time.monotonic() - started < EXIT_WATCHDOG_S + 3
+        assert time.monotonic() - started < EXIT_WATCHDOG_S + SLACK_S
         assert "in close" in process.log, "the log says where it hung"
 
 

@@ -28,14 +28,17 @@ def test_a_step_takes_its_prompt_tokens_and_one_token_time() -> None:
 def test_a_worker_keeps_to_its_rates(tmp_path: Path) -> None:
     timing = {"speedup": 1, "decode_ms": 5, "prefill_tokens_per_s": 10_000}
     with worker(tmp_path / "run", options=timing) as process, process.peer() as peer:
-        started = time.monotonic()
-        peer.generate(1, list(range(2000)), max_tokens=101)
-        next(peer.deltas())
-        ttft = time.monotonic() - started
-        peer.finish(1)
-        itl = (time.monotonic() - started - ttft) / 100
-    assert 0.2 <= ttft < 0.5
-    assert 0.0049 <= itl < 0.010
+        ttfts, itls = [], []
+        for number in range(3):
+            started = time.monotonic()
+            peer.generate(number, list(range(number, number + 2000)), max_tokens=101)
+            next(peer.deltas())
+            ttfts.append(time.monotonic() - started)
+            peer.finish(number)
+            itls.append((time.monotonic() - started - ttfts[-1]) / 100)
+    # Never faster, and as fast as that whenever the machine has time for it.
+    assert 0.2 <= min(ttfts) < 0.5
+    assert 0.0049 <= min(itls) < 0.010
 
 
 def test_neighbours_share_a_step(tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_neighbours_share_a_step(tmp_path: Path) -> None:
         for stream in range(20):
             peer.generate(stream, [stream] * 10, max_tokens=60)
         peer.finish(*range(20))
-        assert 0.29 <= time.monotonic() - started < 1.2
+        assert 0.29 <= time.monotonic() - started < 3, "one after the other takes 6 s"
 
 
 def test_tokens_are_ordinary_ones_of_the_models_vocabulary(tmp_path: Path) -> None:

@@ -60,10 +60,8 @@ def test_down_drains_the_frontend_first_and_says_what_it_freed(box: BoxUnderTest
 @pytest.mark.slow
 def test_what_does_not_drain_is_terminated_and_then_killed(box: BoxUnderTest) -> None:
     launched = box.up(box.plan(worker="stubborn daemon"))
-    began = time.monotonic()
     stopped = down(box, 0.3)
     assert (stopped.killed, stopped.survivors) == (1, ())
-    assert time.monotonic() - began < 15
     assert launched.exit_code() == 0
     assert box.processes() == []
 

@@ -282,9 +282,9 @@ def test_kv_shrinks_to_what_is_there_but_not_below_one_context() -> None:
 def test_every_plan_is_quick_and_the_same_twice() -> None:
     for name in ("smollm2", "smollm2-duo", "mock-8gpu"):
         profile, hardware = load_profile(name, {}), Hardware(cpu=cpu())
-        started = time.perf_counter()
+        started = time.thread_time()
         first = make_plan(profile, hardware, {}, run_dir="/r")
-        assert time.perf_counter() - started < 0.05
+        assert time.thread_time() - started < 0.05
         assert first.digest == make_plan(profile, hardware, {}, run_dir="/r").digest
 
 
