@@ -47,6 +47,7 @@ class FakeStore:
 
     contents: Contents
     status: str = ""
+    speed: float | None = None
     jobs: list[Offer | Seek | Fetch] = field(default_factory=list)
     stored: dict[bytes, tuple[Content, str, int | None]] = field(default_factory=dict)
     leases: dict[int, list[bytes]] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class FakeStore:
         pass
 
     def rates(self) -> dict[str, float | None]:
-        return {"2": None, "3": None}
+        return {"2": self.speed, "3": self.speed}
 
     def totals(self) -> Totals:
         return Totals(stored=len(self.stored))

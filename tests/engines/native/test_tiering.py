@@ -17,6 +17,7 @@ from dynamo_box.protocol.request import PriorityRange, Sampling
 from dynamo_box.protocol.spec import ModelSpec, Offload, WorkerSpec
 from engines.contract import SequenceRequest
 from engines.native.blocks import BlockPool
+from engines.native.onboarding import PROBE_AFTER, PrefillRate
 from engines.native.scheduler import Scheduler
 from engines.native.sequence import Sequence
 from engines.native.tiering import Tiering
@@ -411,6 +412,41 @@ def test_the_queue_has_an_end() -> None:
     box.add([1] * 40)
     box.run()
     assert len(box.store.stored) == 4, "what was dropped is offered when it is used again"
+
+
+def test_what_is_computed_faster_than_loaded_is_computed_but_now_and_then_it_is_tried() -> None:
+    box = Box()
+    box.add([1] * 12)
+    box.run()
+    box.tiering.measured(prompt_tokens=1000, other_tokens=0, seconds=1.0)
+    box.store.speed = LAYOUT.block_bytes / 0.1
+    for tries in range(1, PROBE_AFTER):
+        box.forget()
+        sequence = box.add([1] * 12)
+        box.run()
+        assert sequence.cached_tokens == 0
+        assert (box.tiering.figures.recomputes, box.tiering.figures.loads) == (tries, 0)
+        assert not box.store.leases
+    box.forget()
+    sequence = box.add([1] * 12)
+    box.run()
+    assert (sequence.cached_tokens, box.tiering.figures.loads) == (8, 1)
+    box.store.speed = LAYOUT.block_bytes / 0.001
+    box.forget()
+    box.add([1] * 12)
+    box.run()
+    assert box.tiering.figures.loads == 2
+
+
+def test_the_prefill_rate_is_that_of_steps_with_prompts() -> None:
+    rate = PrefillRate()
+    rate.add(prompt_tokens=0, other_tokens=8, seconds=1.0)
+    rate.add(prompt_tokens=40, other_tokens=60, seconds=1.0)
+    assert rate.value is None
+    rate.add(prompt_tokens=90, other_tokens=10, seconds=1.0)
+    assert rate.value == 100.0
+    rate.add(prompt_tokens=300, other_tokens=0, seconds=1.0)
+    assert 200.0 < rate.value < 300.0
 
 
 def offered(box: Box) -> list[int | None]:
