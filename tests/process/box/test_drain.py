@@ -70,6 +70,7 @@ def test_running_streams_finish_and_new_requests_go_elsewhere(mock_box: Box) -> 
         ask(client, "hello", pin=DRAINED)
     assert mock_box.ps()["box"]["state"] == "degraded"
     eventually(lambda: set(mock_box.process("frontend")["figures"]["by_worker"]) == {OTHER}, "the drained one is gone")
+    eventually(lambda: mock_box.process("frontend")["figures"]["errors"] >= 1, "figures come a moment later")
     frontend = mock_box.process("frontend")["figures"]
     assert (frontend["errors"], frontend["disconnected"]) == (1, 0), "nobody but the one who asked for the drained one"
 
