@@ -109,6 +109,12 @@ class ControlClient:
         """Let one worker finish and stop it; returns the supervisor's words once nothing of it is left."""
         return self._done(control.Drain(self._next_id(), process, drain_s), timeout_s)
 
+    def set_role(self, process: str, role: str, drain_s: float, timeout_s: float) -> str:
+        """Let one worker finish and serve as `role` (prefill, decode, aggregated) from then on; returns the supervisor's
+        words once it does.
+        """
+        return self._done(control.SetRole(self._next_id(), process, role, drain_s), timeout_s)
+
     def sleep(
         self,
         model: str,
