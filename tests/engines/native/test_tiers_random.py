@@ -26,7 +26,7 @@ from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.kv import KvLayout
 from dynamo_box.protocol.spec import WorkerSpec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 BLOCK = 16
 AT_ONCE = 12
