@@ -37,6 +37,7 @@ def test_a_model_is_idle_since_its_last_request_ended(mock_box: Box) -> None:
         asked.result(60)
     before = eventually(idle_s, "it is idle")
     os.kill(mock_box.process("frontend")["pid"], signal.SIGKILL)
+    eventually(lambda: mock_box.process("frontend")["restarts"] == 1, "its end was noticed")
     mock_box.wait_ready()
     after = idle_s()
     assert after is not None and after > before, "another frontend doesn't make it forget"

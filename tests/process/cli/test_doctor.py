@@ -178,7 +178,8 @@ def test_the_report_for_people_is_grouped_and_plain_where_nobody_looks(box: Box)
     failure = next(index for index, line in enumerate(lines) if "model odd" in line)
     assert lines[failure].split() == ["fail", "model", "odd", "has", "no", "dynbox.json"]
     assert lines[failure + 2].strip() == "$ dynbox models rm odd"
-    assert lines[-1].startswith("1 failed, ")
+    failures = sum(line.split()[:1] == ["fail"] for line in lines)  # the machine may have some of its own
+    assert lines[-1].startswith(f"{failures} failed, ")
 
 
 def test_the_shape_of_the_json_is_kept(box: Box) -> None:

@@ -64,8 +64,8 @@ def test_the_last_that_the_launcher_sees_is_a_box_that_is_ready(box: BoxUnderTes
 
 def test_progress_moves_the_start_deadline(box: BoxUnderTest) -> None:
     began = time.monotonic()
-    box.up(changed(box.plan(worker="steps:6:0.5"), "tiny.aggregated.0", start_deadline_s=1.5))
-    assert time.monotonic() - began > 2.5
+    box.up(changed(box.plan(worker="steps:8:0.5"), "tiny.aggregated.0", start_deadline_s=2.9))
+    assert time.monotonic() - began > 2.9
 
 
 def test_a_silent_child_runs_out_of_its_start_deadline(box: BoxUnderTest) -> None:
