@@ -24,7 +24,7 @@ def test_up_answer_ps_logs_down(box: Box) -> None:
     assert state["box"]["endpoint"] == f"http://127.0.0.1:{box.port}"
     assert state["box"]["state"] == "ready"
     assert [(model["name"], model["state"]) for model in state["models"]] == [("smollm2", "ready")]
-    assert {each["kind"] for each in state["processes"]} == {"gms", "router", "worker", "frontend"}
+    assert {each["kind"] for each in state["processes"]} == {"gms", "kvstore", "router", "worker", "frontend"}
     for process in state["processes"]:
         assert {
             "name", "kind", "model", "role", "state", "phase", "pid", "restarts", "device", "rss_bytes",
