@@ -118,7 +118,11 @@ def allot(
     kv: dict[str, int] = {}
     for gathering in gatherings:
         here = [worker for worker in workers if worker.worker.model.name in gathering.awake]
-        devices = [device for device in capacity if any(device in worker.worker.devices for worker in here)]
+        devices = [
+            device
+            for device in capacity
+            if gathering.asleep.get(device) or any(device in worker.worker.devices for worker in here)
+        ]
         room = {device: _room(device, here, gathering, capacity) for device in devices}
         for device, left in room.items():
             if left < 0:
@@ -225,8 +229,8 @@ def _too_little_asked(worker: WorkerMemory) -> str | None:
 
 
 def _who(gathering: Gathering, workers: Sequence[WorkerMemory]) -> str:
-    """`a beside b, c (pinned) `; nothing where there is one model only."""
-    if len({worker.worker.model.name for worker in workers}) == 1:
+    """`a beside b, c (pinned) `; nothing where there is one model only, or all sleep."""
+    if not gathering.awake or len({worker.worker.model.name for worker in workers}) == 1:
         return ""
     pinned = ", ".join(gathering.pinned)
     others = ", ".join(name for name in gathering.awake if name not in gathering.pinned)
@@ -244,9 +248,9 @@ def _missing(device: str, workers: Sequence[WorkerMemory], gathering: Gathering,
         f"{whose}needs {format_size(need)} ({parts}), may use {format_size(capacity)}: "
         f"{format_size(need - capacity)} missing"
     )
-    if asleep >= need - capacity:
+    if gathering.awake and asleep >= need - capacity:
         return f"{text}; with keep: host for those asleep it would fit"
-    hint = _shorter_context(here, capacity - weights - overhead - asleep)
+    hint = _shorter_context(here, capacity - weights - overhead - asleep) if here else None
     return f"{text}; {hint}" if hint else text
 
 
