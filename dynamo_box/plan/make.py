@@ -47,12 +47,21 @@ from dynamo_box.plan.processes import (
     uses_gms,
     worker_processes,
 )
-from dynamo_box.plan.tiers import host_bytes, kvstore_process, tier_plan, tier_reasons, tier_warnings, without_tiers
+from dynamo_box.plan.tiers import (
+    TIERED_ENGINES,
+    host_bytes,
+    kvstore_process,
+    tier_plan,
+    tier_reasons,
+    tier_warnings,
+    without_tiers,
+)
 from dynamo_box.plan.types import ModelPolicy, Plan, RestartPolicy
 from dynamo_box.profile.catalogue import facts_for
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.profile.units import format_size
 from dynamo_box.profile.wording import escaped
+from dynamo_box.snapshot import Targets
 
 if TYPE_CHECKING:
     from dynamo_box.profile.schema import Profile, ServedModel
@@ -110,7 +119,8 @@ def make_plan(
     division = _divide(profile, hardware, memories, policies, used, host_need, tiers.tiers.host if tiers else 0)
     reasons += division.reasons
     reasons += tier_reasons(profile, memories, variables)
-    reasons += _not_built(profile, wanted)
+    reasons += _no_way_over(profile, wanted)
+    reasons += _not_built(wanted)
     if reasons:
         raise _refusal(profile, reasons, real, facts, shipped)
 
@@ -131,7 +141,7 @@ def make_plan(
                 for device in gms_devices
             ),
             *((kvstore_process(tiers, run_dir),) if tiers else ()),
-            router_process(profile.router, models, tiers, run_dir),
+            router_process(profile.router, profile.disagg, models, tiers, run_dir),
             *worker_processes(memories, division.kv, shares, specs, tiers, run_dir),
             frontend_process(profile.frontend, models, run_dir, port),
         ),
@@ -152,6 +162,11 @@ def make_plan(
         policies=policies,
         awake=gatherings[0].awake,
         origins=dict(tiers.origins) if tiers else {},
+        targets={
+            model.name: Targets(model.targets.ttft, model.targets.itl)
+            for model in profile.served
+            if model.targets.model_fields_set
+        },
     )
 
 
@@ -285,7 +300,7 @@ def _least_gpu(profile: Profile, wanted: list[Demand], known: Mapping[str, Model
     return f"; each needs at least {format_size(size)} of memory" if least else ""
 
 
-def _not_built(profile: Profile, wanted: list[Demand]) -> list[str]:
+def _not_built(wanted: list[Demand]) -> list[str]:
     reasons: dict[str, None] = {}
     for demand in wanted:
         engine = demand.model.engine
@@ -293,9 +308,21 @@ def _not_built(profile: Profile, wanted: list[Demand]) -> list[str]:
             reasons[f"{demand.model.name}: the {engine} engine is not built yet"] = None
         elif engine == "native" and (demand.count or demand.indices):
             reasons[f"{demand.label}: the native engine on GPUs is not built yet; set devices: cpu"] = None
-        if demand.role != "aggregated":
-            reasons[f"{demand.label}: {demand.role} workers are not built yet; use aggregated ones"] = None
     return list(reasons)
+
+
+def _no_way_over(profile: Profile, wanted: list[Demand]) -> list[str]:
+    """Prefill workers of a box without tiers have no way to hand over what they computed."""
+    models = dict.fromkeys(
+        demand.model.name for demand in wanted if demand.role != "aggregated" and demand.model.engine in TIERED_ENGINES
+    )
+    if profile.memory.tiers.host:
+        return []
+    return [
+        f"{name}: prefill workers hand KV to decode workers through the host tier, and there is none; "
+        "set memory.tiers.host"
+        for name in models
+    ]
 
 
 def fitting_profiles(hardware: Hardware, facts: Mapping[str, ModelFacts], profiles: Mapping[str, Profile]) -> list[str]:

@@ -20,9 +20,10 @@ from dynamo_box.plan.placement import CPU, Placed
 from dynamo_box.plan.tiers import KVSTORE, TIERED_ENGINES, TierPlan
 from dynamo_box.plan.types import ProcessPlan
 from dynamo_box.profile.facts import ModelFacts
-from dynamo_box.protocol.spec import FrontendSpec, GmsSpec, ModelSpec, Offload, RouterSpec, WorkerSpec
+from dynamo_box.protocol.spec import Disagg, FrontendSpec, GmsSpec, ModelSpec, Offload, RouterSpec, WorkerSpec
 
 if TYPE_CHECKING:
+    from dynamo_box.profile.disagg import DisaggSettings
     from dynamo_box.profile.schema import FrontendSettings, RouterSettings, ServedModel
 
 ROUTER = "router"
@@ -69,7 +70,11 @@ def gms_process(
 
 
 def router_process(
-    settings: RouterSettings, models: tuple[ModelSpec, ...], tiers: TierPlan | None, run_dir: str
+    settings: RouterSettings,
+    disagg: DisaggSettings,
+    models: tuple[ModelSpec, ...],
+    tiers: TierPlan | None,
+    run_dir: str,
 ) -> ProcessPlan:
     return ProcessPlan(
         name=ROUTER,
@@ -85,6 +90,12 @@ def router_process(
             lease_ttl_s=settings.lease_ttl,
             seed=settings.seed,
             kvstore=KVSTORE if tiers else "",
+            disagg=Disagg(
+                policy=disagg.policy,
+                min_uncached_tokens=disagg.min_uncached_tokens,
+                min_uncached_share=disagg.min_uncached_share,
+                max_prefill_tokens=disagg.max_prefill_tokens,
+            ),
         ),
         start_deadline_s=ROUTER_DEADLINE_S,
         memory=(host_item("overhead", ROUTER_BYTES, "Python, index and leases"),),
@@ -109,6 +120,7 @@ def frontend_process(
             discovery_timeout_s=settings.discovery_timeout,
             max_waking=settings.max_waking,
             wake_timeout_s=settings.wake_timeout,
+            max_generation_s=settings.max_generation,
         ),
         start_deadline_s=FRONTEND_DEADLINE_S,
         memory=(host_item("overhead", FRONTEND_BYTES, "Python, HTTP and tokenizers"),),

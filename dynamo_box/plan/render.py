@@ -10,7 +10,7 @@ import msgspec
 from dynamo_box.plan.awake_set import held_bytes
 from dynamo_box.plan.types import DevicePlan, ModelPolicy, Plan, ProcessPlan
 from dynamo_box.profile.units import format_size
-from dynamo_box.protocol.spec import KvStoreSpec, WorkerSpec
+from dynamo_box.protocol.spec import KvStoreSpec, RouterSpec, WorkerSpec
 from dynamo_box.wording import duration
 
 _RIGHT = frozenset({"THREADS", "WEIGHTS", "KV", "OVERHEAD", "MEMORY", "MAY USE", "PLANNED", "LEFT", "BYTES"})
@@ -20,7 +20,14 @@ def plan_text(plan: Plan) -> str:
     """Processes in start order, devices with what is left of them, and the arithmetic of every byte."""
     models = ", ".join(f"{model.name} (context {model.context_length})" for model in plan.models)
     parts = [
-        "\n".join((f"profile {plan.profile}: {models} at {plan.endpoint}", *sleep_lines(plan), *tier_lines(plan))),
+        "\n".join(
+            (
+                f"profile {plan.profile}: {models} at {plan.endpoint}",
+                *leg_lines(plan),
+                *sleep_lines(plan),
+                *tier_lines(plan),
+            )
+        ),
         _table(
             ("PROCESS", "PROGRAM", "DEVICE", "CORES", "THREADS", "WEIGHTS", "KV", "OVERHEAD"),
             (_process_row(process) for process in plan.processes),
@@ -76,6 +83,21 @@ def sleep_lines(plan: Plan) -> list[str]:
     if said:
         lines.append(f"later: {'; '.join(said)}")
     return lines
+
+
+def leg_lines(plan: Plan) -> list[str]:
+    """How requests are shared by prefill and decode workers; none without them."""
+    disagg = next((process.spec.disagg for process in plan.processes if isinstance(process.spec, RouterSpec)), None)
+    roles = {process.role for process in plan.processes if process.kind == "worker"}
+    if disagg is None or not {"prefill", "decode"} & roles:
+        return []
+    words = {
+        "strict": "every request, or it fails",
+        "fallback": "every request while both are there",
+        "conditional": f"prompts with {disagg.min_uncached_tokens:,} tokens to compute and more, which are "
+        f"{disagg.min_uncached_share:.0%} of it at least, unless {disagg.max_prefill_tokens:,} wait",
+    }
+    return [f"prefill here, decode there: {words[disagg.policy]} (policy {disagg.policy})"]
 
 
 def tier_lines(plan: Plan) -> list[str]:

@@ -8,6 +8,7 @@ import msgspec
 
 from dynamo_box.protocol.gms import Place
 from dynamo_box.protocol.spec import ChildSpec, ModelSpec
+from dynamo_box.snapshot import Targets
 
 
 class ByteItem(msgspec.Struct, frozen=True):
@@ -105,6 +106,8 @@ class Plan(msgspec.Struct, frozen=True):
     awake: tuple[str, ...] = ()
     origins: dict[str, str] = {}
     """Of the settings of KV tiers: the environment variable each came from, "profile", or "default"."""
+    targets: dict[str, Targets] = {}
+    """By model; those without any are left out."""
 
     @property
     def endpoint(self) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from dynamo_box.profile.disagg import DisaggSettings, TargetSettings
 from dynamo_box.profile.engine_options import NATIVE_BATCH_TOKENS, unknown_options, wrong_options
 from dynamo_box.profile.tiers import KvSettings, Tiers
 from dynamo_box.profile.values import (
@@ -125,6 +126,7 @@ class ServedModel(Section):
     )
     workers: Workers = Field(default=Workers(), description="Workers by role.")
     sleep: SleepPolicy = Field(default=SleepPolicy(), description="Where this model differs from the box's `sleep`.")
+    targets: TargetSettings = Field(default=TargetSettings(), description="How fast its answers are to be.")
 
     @property
     def origin(self) -> str:
@@ -194,6 +196,9 @@ class FrontendSettings(Section):
         description="Requests that may wait for one sleeping model; one more gets a 503.",
     )
     wake_timeout: Duration = Field(default=120.0, gt=0, description="Longest wait of a request for a sleeping model.")
+    max_generation: Duration = Field(
+        default=3600.0, gt=0, description="The longest that a request may take, waiting included; then it ends."
+    )
 
 
 class Memory(Section):
@@ -252,6 +257,9 @@ class Profile(Section):
     )
     router: RouterSettings = RouterSettings()
     frontend: FrontendSettings = FrontendSettings()
+    disagg: DisaggSettings = Field(
+        default=DisaggSettings(), description="When prefill and decode workers share a request."
+    )
     memory: Memory = Memory()
     kv: KvSettings = Field(default=KvSettings(), description="What goes into the KV tiers.")
     sleep: SleepPolicy = Field(

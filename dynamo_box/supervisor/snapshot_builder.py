@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from dynamo_box.plan.types import Plan
-from dynamo_box.protocol.figures import FrontendFigures, WorkerFigures
+from dynamo_box.protocol.figures import FrontendFigures, RouterFigures, WorkerFigures
 from dynamo_box.protocol.residency import Residency
-from dynamo_box.protocol.spec import ModelSpec
-from dynamo_box.snapshot import BoxInfo, BoxSnapshot, DeviceInfo, EventInfo, ModelInfo, ProcessInfo
+from dynamo_box.protocol.spec import ModelSpec, RouterSpec
+from dynamo_box.snapshot import BoxInfo, BoxSnapshot, DeviceInfo, EventInfo, ModelInfo, ProcessInfo, Targets
 from dynamo_box.supervisor.child import Child
 from dynamo_box.supervisor.devices import DeviceSampler
 
@@ -49,6 +49,7 @@ class SnapshotBuilder:
                     self._last_ended.get(model.name),
                     now,
                     self.residency(model.name),
+                    self._plan.targets.get(model.name, NO_TARGETS),
                 )
                 for model in self._plan.models
             ),
@@ -78,6 +79,7 @@ class SnapshotBuilder:
 
 AUXILIARY = frozenset({"gms", "kvstore"})
 """Models are reached without these."""
+NO_TARGETS = Targets()
 SLEEP_STATES = ("falling_asleep", "asleep", "waking")
 
 
@@ -88,16 +90,16 @@ def model_info(
     last_ended: float | None,
     now: float,
     residency: Residency | None = None,
+    targets: Targets = NO_TARGETS,
 ) -> ModelInfo:
-    """A model is ready when every role of it has a worker, and a router and a frontend are there to reach
+    """A model is ready when it has workers for all that requests need, and a router and a frontend are there to reach
     them; services of weight memory and KV tiers aren't needed for that. `last_ended` (of its last request) and `now`
     are Unix time.
     """
     workers = [child for child in children if child.plan.model == model.name]
     ready = [child for child in workers if child.is_ready]
-    roles = {child.plan.role for child in workers}
     others = [child for child in children if child.plan.model is None and child.plan.kind not in AUXILIARY]
-    whole = bool(ready) and {child.plan.role for child in ready} == roles and all(child.is_ready for child in others)
+    whole = _is_served(ready, _policy(children)) and all(child.is_ready for child in others)
     if residency is not None and residency.state in SLEEP_STATES:
         state = str(residency.state)
     elif box_state == "starting":
@@ -105,7 +107,27 @@ def model_info(
     else:
         state = "ready" if whole and box_state in ("ready", "degraded") else "unavailable"
     idle_s = _idle_s(model.name, children, last_ended, now)
-    return ModelInfo(model.name, state, model.path, len(ready), len(workers), idle_s, residency)
+    return ModelInfo(model.name, state, model.path, len(ready), len(workers), idle_s, residency, targets)
+
+
+def _is_served(ready: Sequence[Child], policy: str) -> bool:
+    """Any worker serves whole requests, whatever its role, unless the policy is strict: then prefill or decode workers
+    need somebody beside them for the other leg.
+    """
+    roles = [child.plan.role for child in ready]
+    if policy != "strict" or not {"prefill", "decode"} & set(roles):
+        return bool(ready)
+    return len(ready) > 1 and any(role != "decode" for role in roles) and any(role != "prefill" for role in roles)
+
+
+def _policy(children: Sequence[Child]) -> str:
+    """As the router says it is, since it changes while the box runs; as planned before it says so."""
+    for child in children:
+        if isinstance(child.figures, RouterFigures) and child.figures.disagg:
+            return child.figures.disagg_settings.policy
+        if isinstance(child.plan.spec, RouterSpec):
+            return child.plan.spec.disagg.policy
+    return ""
 
 
 def _idle_s(model: str, children: Sequence[Child], last_ended: float | None, now: float) -> float | None:

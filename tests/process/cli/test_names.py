@@ -36,7 +36,7 @@ def test_completion_offers_verbs_flags_and_names(
 ) -> None:
     assert complete(dynbox, "dynbox p") == ["ps", "pull", "profile"]
     assert "--dry-run" in complete(dynbox, "dynbox up --")
-    assert complete(dynbox, "dynbox up --profile smol") == ["smollm2", "smollm2-duo"]
+    assert complete(dynbox, "dynbox up --profile smol") == ["smollm2", "smollm2-disagg", "smollm2-duo"]
     assert complete(dynbox, "dynbox up --model t") == ["tiny", "torn"]
     assert complete(dynbox, "dynbox models rm ti") == ["tiny"]
     assert complete(dynbox, "dynbox chat ") == ["smollm2"]

@@ -25,7 +25,8 @@ from dynamo_box.profile.catalogue import CATALOGUE
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.profile.load import load_profile, load_text
 from dynamo_box.profile.schema import Profile
-from dynamo_box.protocol.spec import FrontendSpec, GmsSpec, RouterSpec, WorkerSpec
+from dynamo_box.protocol.spec import Disagg, FrontendSpec, GmsSpec, RouterSpec, WorkerSpec
+from dynamo_box.snapshot import Targets
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -114,6 +115,42 @@ def test_two_workers_share_weights_and_split_cores() -> None:
     assert next(item for item in second.memory if item.purpose == "weights").arithmetic == (
         "the same layout as smollm2.aggregated.0: counted there"
     )
+
+
+def test_smollm2_disagg() -> None:
+    plan = plan_of("smollm2-disagg")
+    prefill, decode = (process for process in plan.processes if process.kind == "worker")
+    assert [(one.name, one.role) for one in (prefill, decode)] == [
+        ("smollm2.prefill.0", "prefill"),
+        ("smollm2.decode.0", "decode"),
+    ]
+    assert {(spec.role, spec.gms, spec.kvstore) for spec in workers(plan)} == {
+        ("prefill", "gms@cpu", "kvstore"),
+        ("decode", "gms@cpu", "kvstore"),
+    }
+    assert (prefill.cores, decode.cores) == ((0,), (1,))
+    assert plan.targets == {"smollm2": Targets(ttft_s=2.0, itl_s=0.1)}
+    (router,) = (process.spec for process in plan.processes if isinstance(process.spec, RouterSpec))
+    assert router.disagg == Disagg(policy="fallback")
+    assert "prefill here, decode there: every request while both are there (policy fallback)" in plan_text(plan)
+
+
+def test_thresholds_and_the_longest_generation_reach_router_and_frontend() -> None:
+    plan = plan_of(
+        """
+model: {name: smollm2, engine: mock, workers: {prefill: 2, decode: 1}}
+disagg: {policy: conditional, min_uncached_tokens: 100, min_uncached_share: 0.25, max_prefill_tokens: 5000}
+frontend: {max_generation: 90s}
+"""
+    )
+    specs = {process.kind: process.spec for process in plan.processes}
+    assert isinstance(specs["router"], RouterSpec) and isinstance(specs["frontend"], FrontendSpec)
+    assert specs["router"].disagg == Disagg("conditional", 100, 0.25, 5000)
+    assert specs["frontend"].max_generation_s == 90
+    assert "prompts with 100 tokens to compute and more, which are 25% of it at least, unless 5,000 wait" in plan_text(
+        plan
+    )
+    assert plan.targets == {}
 
 
 def test_one_copy_in_another_dtype_is_shared_too() -> None:
@@ -246,6 +283,19 @@ models:
     assert isinstance(gms, GmsSpec) and gms.host_capacity_bytes >= 538_060_032 + 269_030_016
 
 
+def test_weights_that_stay_on_a_device_too_small_for_them_are_refused() -> None:
+    text = """
+models:
+  - {name: a, source: smollm2, context_length: 64, max_batch: 1, sleep: {keep: device}}
+  - {name: b, source: smollm2, engine: mock, context_length: 64}
+memory: {cpu: 500MiB}
+"""
+    assert refusal(text) == (
+        "cpu: needs 513 MiB (weights 0 B + KV 0 B + overhead 0 B + weights asleep there 513 MiB), may use 500 MiB: "
+        "13.1 MiB missing",
+    )
+
+
 def test_a_model_that_could_not_go_to_sleep_is_warned_of() -> None:
     plan = plan_of("model: smollm2\nmemory: {host: 2GiB, cpu: 1500MiB}\nsleep: {idle_ttl: 5m}")
     assert any("with keep: disk it could" in warning for warning in plan.warnings)
@@ -280,7 +330,7 @@ def test_kv_shrinks_to_what_is_there_but_not_below_one_context() -> None:
 
 
 def test_every_plan_is_quick_and_the_same_twice() -> None:
-    for name in ("smollm2", "smollm2-duo", "mock-8gpu"):
+    for name in ("smollm2", "smollm2-duo", "smollm2-disagg", "mock-8gpu"):
         profile, hardware = load_profile(name, {}), Hardware(cpu=cpu())
         started = time.thread_time()
         first = make_plan(profile, hardware, {}, run_dir="/r")
@@ -327,8 +377,6 @@ def test_llama70b_disagg_says_what_is_missing() -> None:
         "needs 8 GPUs (llama-3.3-70b-instruct.prefill 4, llama-3.3-70b-instruct.decode 4), this machine has none: "
         "8 missing; each needs at least 77.6 GiB of memory",
         "llama-3.3-70b-instruct: the trtllm engine is not built yet",
-        "llama-3.3-70b-instruct.prefill: prefill workers are not built yet; use aggregated ones",
-        "llama-3.3-70b-instruct.decode: decode workers are not built yet; use aggregated ones",
     )
 
 
@@ -343,15 +391,13 @@ def test_llama70b_disagg_on_enough_gpus_says_what_is_not_built() -> None:
     gpus = simulate((SimulatedGpus("H100", 8, 81559 * MIB),), cpu()).gpus
     assert refusal("llama70b-disagg", Hardware(cpu=cpu(gib=256), gpus=gpus)) == (
         "llama-3.3-70b-instruct: the trtllm engine is not built yet",
-        "llama-3.3-70b-instruct.prefill: prefill workers are not built yet; use aggregated ones",
-        "llama-3.3-70b-instruct.decode: decode workers are not built yet; use aggregated ones",
     )
 
 
 def test_llama70b_disagg_on_small_gpus_says_how_much_too_small() -> None:
     gpus = simulate((SimulatedGpus("L40S", 8, 48 * GIB),), cpu()).gpus
     reasons = refusal("llama70b-disagg", Hardware(cpu=cpu(gib=256), gpus=gpus))
-    assert len(reasons) == 8 + 3  # and what is not built
+    assert len(reasons) == 8 + 1  # and what is not built
     assert reasons[0] == (
         "GPU 0 (SIM-00): needs 73.7 GiB (weights 65.7 GiB + KV 5.00 GiB + overhead 3.00 GiB), may use 45.6 GiB: "
         "28.1 GiB missing"
@@ -404,8 +450,8 @@ def test_a_source_is_echoed_on_one_line() -> None:
         ("model: smollm2\nmemory: {host: 80GiB}", "memory.host is 80.0 GiB, 8.00 GiB are available: 72.0 GiB missing"),
         ("model: {name: smollm2, engine: mock, workers: {aggregated: {devices: [5]}}}\nsimulate: {devices: [{memory: 1GiB}]}",
          "smollm2.aggregated asks for GPU 5; this machine has 0"),
-        ("model: {name: smollm2, engine: mock, workers: {prefill: 1, decode: 1}}",
-         "smollm2.prefill: prefill workers are not built yet; use aggregated ones"),
+        ("model: {name: smollm2, workers: {prefill: 1, decode: 1}}",
+         "smollm2: prefill workers hand KV to decode workers through the host tier, and there is none; set memory.tiers.host"),
     ],
 )  # fmt: skip
 def test_refusals(text: str, reason: str) -> None:

@@ -178,7 +178,7 @@ def test_a_dry_run_says_what_came_from_where() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["smollm2", "smollm2-duo", "two-models"])
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-duo", "smollm2-disagg", "two-models"])
 def test_every_native_profile_has_both_tiers_on_a_machine_with_8_gib_free(name: str) -> None:
     profile = load_profile(name, {})
     cpu = CpuDevice(cores=(0, 1), memory_total=8 * GIB, memory_available=8 * GIB)

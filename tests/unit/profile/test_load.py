@@ -18,7 +18,7 @@ from dynamo_box.profile.load import list_profiles, load_profile, load_text, merg
 from dynamo_box.profile.schema import Profile
 from dynamo_box.profile.yaml_tree import Leaf, Mapping, Place, plain_data
 
-SHIPPED = ("llama70b-disagg", "mock-8gpu", "smollm2", "smollm2-duo", "two-models")
+SHIPPED = ("llama70b-disagg", "mock-8gpu", "smollm2", "smollm2-disagg", "smollm2-duo", "two-models")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_the_shipped_profiles_load() -> None:
         assert profile_text(name, {}).startswith("# yaml-language-server: $schema=schema.json\n")
 
 
-@pytest.mark.parametrize("name", ["smollm2", "smollm2-duo"])
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-disagg", "smollm2-duo"])
 def test_smollm2_profiles_serve_smollm2(name: str) -> None:
     (model,) = load_profile(name, {}).served
     assert (model.name, model.engine, model.block_size, model.max_batch) == ("smollm2", "native", 16, 32)
@@ -65,6 +65,14 @@ def test_smollm2_duo_has_two_workers_and_routes_by_kv() -> None:
     profile = load_profile("smollm2-duo", {})
     ((role, workers),) = profile.served[0].workers.roles
     assert (role, workers.replicas, profile.router.mode) == ("aggregated", 2, "kv")
+
+
+def test_smollm2_disagg_has_a_worker_for_each_leg_and_falls_back() -> None:
+    profile = load_profile("smollm2-disagg", {})
+    (model,) = profile.served
+    assert [(role, workers.replicas) for role, workers in model.workers.roles] == [("prefill", 1), ("decode", 1)]
+    assert profile.disagg.policy == "fallback" and profile.memory.tiers.host
+    assert (model.targets.ttft, model.targets.itl) == (2.0, 0.1)
 
 
 def test_two_models_are_one_model_in_two_dtypes_of_which_neither_is_pinned() -> None:
@@ -202,6 +210,13 @@ simulate: {devices: [{count: 2}]}
         ("models: [a, a]\n", 'p.yaml:1:13: two models are called "a"'),
         ("model: {name: a, workers: {aggregated: 1, prefill: 1, decode: 1}}\n",
          "p.yaml:1:40: a model has aggregated workers, or prefill and decode workers"),
+        ("model: a\ndisagg: {policy: strict, min_uncached_tokens: 5}\n",
+         "p.yaml:2:47: policy strict has no thresholds; take it out, or set policy: conditional"),
+        ("model: a\ndisagg: {policy: sometimes}\n",
+         'p.yaml:2:18: "policy" can\'t be "sometimes"; known are strict, fallback, conditional'),
+        ("model: a\ndisagg: {policy: conditional, min_uncached_share: 1.5}\n",
+         'p.yaml:2:51: "min_uncached_share" must be at most 1, not 1.5'),
+        ("model: {name: a, targets: {ttft: 0}}\n", 'p.yaml:1:34: "ttft" must be above 0, not 0'),
         ("model: {name: a, engine: mock, workers: {prefill: 1}}\n", "p.yaml:1:51: prefill workers need decode workers beside them"),
         ("model: {name: a, engine: mock, workers: {aggregated: {devices: cpu, tensor_parallel: 2}}}\n",
          "p.yaml:1:86: tensor_parallel needs GPUs; there is one cpu device"),

@@ -1,0 +1,59 @@
+"""What a profile may say of prefill here and decode there: the policy (`disagg`), and what a model is to be
+(`targets`).
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from dynamo_box.profile.values import Duration, Impossible, Location, Section
+from dynamo_box.protocol.spec import Disagg, DisaggPolicy
+
+DEFAULTS = Disagg()
+MAX_TOKENS = 2**31
+"""The largest threshold that the router takes."""
+THRESHOLDS = ("min_uncached_tokens", "min_uncached_share", "max_prefill_tokens")
+
+
+class DisaggSettings(Section):
+    """When prompts are computed on prefill workers and answers on decode workers."""
+
+    policy: DisaggPolicy = Field(
+        default=DEFAULTS.policy,
+        description="strict: always in two legs, else an error. fallback: in two where that works, else in one. "
+        "conditional: in two where it pays, by the thresholds below.",
+    )
+    min_uncached_tokens: int = Field(
+        default=DEFAULTS.min_uncached_tokens,
+        ge=0,
+        le=MAX_TOKENS,
+        description="Tokens of a prompt that must be computed, for two legs (policy conditional).",
+    )
+    min_uncached_share: float = Field(
+        default=DEFAULTS.min_uncached_share,
+        ge=0,
+        le=1,
+        description="The share of a prompt that must be computed, for two legs (policy conditional).",
+    )
+    max_prefill_tokens: int = Field(
+        default=DEFAULTS.max_prefill_tokens,
+        ge=0,
+        le=MAX_TOKENS,
+        description="A prefill worker with more to compute than that gets no more (policy conditional).",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> DisaggSettings:
+        given = [name for name in THRESHOLDS if name in self.model_fields_set]
+        if self.policy != "conditional" and given:
+            text = f"policy {self.policy} has no thresholds; take {'it' if len(given) == 1 else 'them'} out, or set "
+            problems: list[tuple[Location, str]] = [((name,), f"{text}policy: conditional") for name in given]
+            raise Impossible(*problems)
+        return self
+
+
+class TargetSettings(Section):
+    """What 99 of a hundred requests of a model are to stay below; `dynbox advise` goes by it."""
+
+    ttft: Duration | None = Field(default=None, gt=0, description="Time to the first token.")
+    itl: Duration | None = Field(default=None, gt=0, description="Time between two tokens.")
