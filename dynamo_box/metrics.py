@@ -77,6 +77,13 @@ class FrontendMetrics:
             registry=registry,
         )
 
+        self.recovery = Histogram(
+            "dynbox_frontend_recovery_seconds",
+            "From the loss of a worker, or of what it was to hand over, to the next token from another one",
+            _MODEL,
+            registry=registry,
+            buckets=_SECONDS,
+        )
         self.legs = Counter(
             "dynbox_disagg_requests",
             "Requests ended, of models with workers for one leg alone: one_leg, two_legs, fell_back or failed",

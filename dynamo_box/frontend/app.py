@@ -38,15 +38,8 @@ def make_app(serving: Serving) -> ASGIApp:
         return _model(name, serving.sleepers.residency(name))
 
     def health(_: Request) -> Response:
-        reasons = serving.unhealthy()
-        body: dict[str, Any] = {
-            "status": "unhealthy" if reasons else "healthy",
-            "reasons": reasons,
-            "models": serving.models,
-        }
-        if serving.sleeping:
-            body["sleeping"] = serving.sleeping
-        return _json(body, 503 if reasons else 200)
+        found = serving.health()
+        return _json(found.body(), 503 if found.reasons else 200)
 
     def live(_: Request) -> Response:
         return _json({"status": "live"})

@@ -18,7 +18,8 @@ from dynamo_box.discovery.instances import Instance
 from dynamo_box.frontend import errors
 from dynamo_box.frontend.errors import ApiError
 from dynamo_box.frontend.intake import Task
-from dynamo_box.frontend.placing import FellAsleep, Losses, Placing
+from dynamo_box.frontend.losses import FellAsleep, Losses, WorkerFailed, judge, told
+from dynamo_box.frontend.placing import Placing
 from dynamo_box.frontend.preprocess import Prompt
 from dynamo_box.frontend.progress import Progress
 from dynamo_box.frontend.requests import LiveRequest
@@ -34,17 +35,7 @@ MAX_PLACEMENTS = 4
 """The first and three more, each time without the workers that were lost. A request that breaks whoever takes it must
 not break the whole box."""
 
-WENT_TO_SLEEP = ("worker is going to sleep", "worker is asleep")
-"""So a worker refuses what was placed on it just before."""
-
-CANCELLED = "cancelled:"
-"""So begins the error of what a person ended; nobody tries it again."""
-
 log = get_logger()
-
-
-class WorkerFailed(WorkerLost):
-    """The worker is there, but has ended the sequence with an error that is not the request's fault."""
 
 
 class Execution:
@@ -83,7 +74,8 @@ class Execution:
         self._one_leg = False
         """Only one worker may be named from now on."""
         self._setback: ApiError | None = None
-        """Why it was placed again, the last time."""
+        """Why it was placed again, the last time, and when, until the next token."""
+        self._set_back_at: float | None = None
 
     async def next(self) -> Delta:
         """What the next step added. The one with a finish reason is the last.
@@ -140,9 +132,9 @@ class Execution:
         assert self._lease is not None
         self._prefilled = None
         if prefilled.transfer is None:
-            self._elsewhere(
-                errors.worker_failed(self._worker, prefilled.error or "no word of where the prompt's KV is")
-            )
+            reason = prefilled.error or "no word of where the prompt's KV is"
+            log.warning("not handed over", request_id=self._live.stats.request_id, worker=self._worker, reason=reason)
+            self._elsewhere(errors.worker_failed(self._worker, reason))
             await self._begin()
             return
         self._live.stats.handing_over()
@@ -185,7 +177,7 @@ class Execution:
         assert self._sequence is not None
         delta = await self._sequence.next()
         if delta.finish == "error":
-            self._judge(delta)
+            raise judge(delta, begun=self._progress.begun)
         self._note(delta)
         if delta.finish != "prefilled":
             return delta
@@ -201,6 +193,9 @@ class Execution:
             return
         live.awaits_turn = False
         stats = live.stats
+        if self._set_back_at is not None:
+            self._metrics.recovery.labels(stats.model).observe(now - self._set_back_at)
+            self._set_back_at = None
         if not self._progress.begun:
             stats.cached_tokens = delta.cached_tokens
         assert self._lease is not None
@@ -209,16 +204,6 @@ class Execution:
         stats.token(len(delta.tokens), now)
 
     # losses
-
-    def _judge(self, delta: Delta) -> None:
-        """A sequence has failed: was it the request's fault, and may another worker do better?"""
-        if delta.error.startswith(CANCELLED):
-            raise errors.put_to_sleep(delta.error)
-        if delta.error.startswith(WENT_TO_SLEEP):
-            raise FellAsleep(delta.error)
-        if delta.rejected and not self._progress.begun:
-            raise errors.invalid_request(delta.error)
-        raise WorkerFailed(delta.error)
 
     async def _slept(self, error: WorkerLost) -> bool:
         """Was the worker lost to sleep? Then the request has waited until the model is awake."""
@@ -248,8 +233,7 @@ class Execution:
             reason=str(error),
         )
         self._losses.add(self._worker, self._instance)
-        failure = errors.worker_failed if isinstance(error, WorkerFailed) else errors.worker_lost
-        loss = failure(self._worker, str(error))
+        loss = told(self._worker, error)
         if self._task.pin or self._losses.count >= MAX_PLACEMENTS:
             raise loss from error
         self._elsewhere(loss)
@@ -262,6 +246,8 @@ class Execution:
         """
         two_legs = self._two_legs
         self._setback = setback
+        if self._set_back_at is None:
+            self._set_back_at = time.monotonic()
         self._give_up_place(setback.message)
         if two_legs and not self._strict:
             self._one_leg = True

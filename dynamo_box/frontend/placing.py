@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from dynamo_box.discovery.instances import Instance
 from dynamo_box.frontend import errors
 from dynamo_box.frontend.errors import ApiError
+from dynamo_box.frontend.losses import FellAsleep
 from dynamo_box.frontend.routing import Lease, RouterClient, RouterGone
 from dynamo_box.frontend.sleepers import Sleepers
 from dynamo_box.frontend.workers import WorkerConnection, WorkerLost, Workers
@@ -27,32 +27,6 @@ SHORTEST_ANSWER_WAIT_S = 1.0
 """Asked at the very deadline, a router that lives still gets to say why it has no place."""
 
 ROUTER_SILENT = "the router doesn't answer; see `dynbox ps`"
-
-
-class FellAsleep(WorkerLost):
-    """The model went to sleep before this request had its turn."""
-
-
-class Losses:
-    """The workers that a request has lost. It does not go there again, unless a new process has their name."""
-
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-        self._lost: dict[str, Instance | None] = {}
-        self.count = 0
-
-    def add(self, worker: str, instance: Instance | None) -> None:
-        """`instance` is the process that it was; None if this frontend never reached it."""
-        self._lost[worker] = instance or self._workers.instance(worker)
-        self.count += 1
-
-    def clear(self) -> None:
-        self._lost.clear()
-        self.count = 0
-
-    def names(self) -> tuple[str, ...]:
-        """Those not to go to now. One that is announced no more is among them: the router may not know it yet."""
-        return tuple(name for name, lost in self._lost.items() if self._workers.instance(name) in (None, lost))
 
 
 class Placing:
@@ -92,6 +66,8 @@ class Placing:
             if isinstance(reply, Lease):
                 self.policies[place.model] = reply.placed.policy
                 return reply
+            if reply.policy:
+                self.policies[place.model] = reply.policy
             if left_s <= 0 or not self._may_come(reply, place):
                 raise _refusal(reply, place.model)
             await self.workers.wait_for_change(min(left_s, pause_s))

@@ -9,6 +9,7 @@ from dynamo_box.discovery.instances import Instance
 from dynamo_box.frontend import errors
 from dynamo_box.frontend.asking import Asking
 from dynamo_box.frontend.execution import Execution
+from dynamo_box.frontend.health import Health, what_still_works
 from dynamo_box.frontend.intake import Task
 from dynamo_box.frontend.placing import Placing
 from dynamo_box.frontend.preprocess import Prompt
@@ -74,15 +75,26 @@ class Serving:
     def sleeping(self) -> tuple[str, ...]:
         return tuple(name for name in self.tokenizers if self.sleepers.is_sleeping(name))
 
-    def unhealthy(self) -> list[str]:
-        """Why this server can't answer for all its models; nothing when it can. A model that sleeps is no reason."""
-        served = {*self.workers.served_models, *self.sleeping}
-        reasons = [f"no worker serves {model.name}" for model in self.spec.models if model.name not in served]
+    def health(self) -> Health:
+        """How well this server can answer for its models. One that sleeps is no reason to call it unhealthy."""
+        sleeping = self.sleeping
+        reasons: list[str] = []
+        notes: list[str] = []
+        roles: dict[str, dict[str, int]] = {}
+        for model in self.spec.models:
+            there = self.workers.roles(model.name)
+            if there:
+                roles[model.name] = there
+            elif model.name not in sleeping:
+                reasons.append(f"no worker serves {model.name}")
+            policy = self.placing.policies.get(model.name, "")
+            if text := what_still_works(there, policy):
+                (reasons if policy == "strict" else notes).append(f"{model.name}: {text}")
         if not self.router.connected.is_set():
             reasons.append("the router is not connected")
         if self.requests.draining:
             reasons.append(errors.STOPPING)
-        return reasons
+        return Health(reasons=reasons, models=self.models, roles=roles, notes=notes, sleeping=sleeping)
 
     def require_model(self, name: str) -> None:
         """

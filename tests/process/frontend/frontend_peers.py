@@ -162,6 +162,7 @@ class FakeWorker:
         self._context_length = context_length
         self._server: asyncio.Server | None = None
         self._channels: list[Channel[PeerMessage]] = []
+        self._closed = False
         self._channel: Channel[PeerMessage] | None = None
         self._arrivals: asyncio.Queue[Generate] = asyncio.Queue()
         self.hello: Hello | None = None
@@ -171,11 +172,19 @@ class FakeWorker:
     async def appear(self) -> None:
         path = self._run_dir.worker_socket(self.name)
         self._server = await serve_channels(
-            listen_unix(path), lambda: Channel(peer_decoder, self._on_message, on_open=self._channels.append)
+            listen_unix(path), lambda: Channel(peer_decoder, self._on_message, on_open=self._on_open)
         )
+        self._closed = False
         self.announce()
 
-    def announce(self) -> None:
+    def _on_open(self, channel: Channel[PeerMessage]) -> None:
+        if self._closed:  # it was accepted a moment before
+            channel.abort(ConnectionResetError("worker is dead"))
+        else:
+            self._channels.append(channel)
+
+    def announce(self, kv_blocks_total: int = 64) -> None:
+        """With another size it counts as another process of this name."""
         path = self._run_dir.worker_socket(self.name)
         start_time = process_start_time(os.getpid())
         assert start_time is not None
@@ -191,7 +200,7 @@ class FakeWorker:
                 start_time=start_time,
                 fingerprint="f00",
                 block_size=BLOCK,
-                kv_blocks_total=64,
+                kv_blocks_total=kv_blocks_total,
                 kv_dtype="float64",
                 context_length=self._context_length,
             ),
@@ -203,6 +212,7 @@ class FakeWorker:
 
     def close(self) -> None:
         """As a killed process goes."""
+        self._closed = True
         self.withdraw()
         if self._server is not None:
             self._server.close()
@@ -480,12 +490,13 @@ class FrontendUnderTest:
         """What the frontend asks its supervisor next."""
         return await self.expect(status.Asked)
 
-    async def until_said(self, count: int) -> None:
-        """Return when the one live request has got so many tokens."""
+    async def until_said(self, generate: Generate, count: int) -> None:
+        """Return when this request has got so many tokens."""
+        wanted = (generate.request_id, count)
 
         def has_them(report: status.Report) -> bool:
             assert isinstance(report.figures, FrontendFigures)
-            return [live.output_tokens for live in report.figures.live] == [count]
+            return wanted in [(live.request_id, live.output_tokens) for live in report.figures.live]
 
         await self.expect(status.Report, has_them)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from frontend_peers import BLOCK, MODEL, FakeWorker, FrontendUnderTest, scenario
+from frontend_peers import BLOCK, MODEL, FakeWorker, FrontendUnderTest, eventually, scenario
 
 from dynamo_box.kv.hashing import chain_digests, isolation_key, short_hashes
 from dynamo_box.protocol.request import Delta, Generate, unpack_tokens
@@ -31,7 +31,7 @@ def test_another_worker_goes_on_from_where_the_first_was(tmp_path: Path, tiny_mo
                 answering = box.post({**body, **options}, COMPLETION)
                 generate = await first.generated()
                 _say(first, generate, *tokens[:25])
-                await box.until_said(25)
+                await box.until_said(generate, 25)
                 first.drop()
                 again = await second.generated()
                 place = box.router.places[-1]
@@ -54,5 +54,151 @@ def test_another_worker_goes_on_from_where_the_first_was(tmp_path: Path, tiny_mo
                 await box.nothing_left()
             metrics = (await box.get("/metrics")).body.decode()
             assert f'dynamo_frontend_model_migration_total{{model="{MODEL}"}} 2.0' in metrics
+
+    scenario(work)
+
+
+def test_what_was_held_back_is_kept_over_a_loss(tmp_path: Path, tiny_model: Path) -> None:
+    cases: list[tuple[dict[str, Any], str, str, str]] = [
+        ({"stop": "a stop"}, "a s", "top, never shown", ""),
+        ({}, "\u20ac", ", and more", "\u20ac, and more"),
+    ]
+
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            first, second = await box.ready("w0", "w1")
+            for more, before, after, shown in cases:
+                body = {"prompt": "hi", "max_tokens": 200, "stream": True, **more}
+                tokens = first.ids(before) + first.ids(after)
+                for cut in range(1, len(first.ids(before)) + 1):
+                    answering = box.post(body, COMPLETION)
+                    _say(first, generate := await first.generated(), *tokens[:cut])
+                    await box.until_said(generate, cut)
+                    first.drop()
+                    _say(second, await second.generated(), *tokens[cut:], finish="length")
+                    answer = await answering
+                    assert (answer.text(), answer.events[-1]) == (shown, "[DONE]"), cut
+            await box.nothing_left()
+
+    scenario(work)
+
+
+def test_when_all_was_said_nobody_has_to_go_on(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            (worker,) = await box.ready()
+            answering = box.post({"prompt": PROMPT, "max_tokens": 3}, COMPLETION)
+            _say(worker, generate := await worker.generated(), 70, 71, 72)
+            await box.until_said(generate, 3)
+            worker.close()
+            answer = (await answering).json()
+            assert answer["choices"][0]["finish_reason"] == "length"
+            assert answer["usage"]["completion_tokens"] == 3
+            assert len(box.router.places) == 1
+            await box.nothing_left()
+
+    scenario(work)
+
+
+def test_whoever_can_not_take_the_rest_is_passed_over_and_a_pinned_request_is_not_moved(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            workers = await box.ready("w0", "w1", "w2", "w3", "w4")
+            first, second, third, fourth, _ = workers
+            answering = box.post({"max_tokens": 6})
+            _say(first, generate := await first.generated(), 70)
+            first.send(Delta(generate.id, (), "error", error="out of blocks"))
+            generate = await second.generated()
+            second.send(Delta(generate.id, (), "error", error="too long for me", rejected=True))
+            generate = await third.generated()
+            assert unpack_tokens(generate.tokens)[-1] == 70
+            assert box.router.places[-1].exclude == ("w0", "w1")
+            _say(third, generate, 71, 72, finish="stop")
+            assert (await answering).json()["usage"]["completion_tokens"] == 3
+
+            answering = box.post({"max_tokens": 6})
+            for place, worker in enumerate(workers[:4]):  # whoever takes it breaks
+                generate = await worker.generated()
+                assert generate.sampling.max_tokens == 6 - place
+                _say(worker, generate, 70 + place)
+                await box.until_said(generate, place + 1)
+                worker.drop()
+            answer = await answering
+            assert (answer.status, answer.error["code"]) == (502, "worker_lost")
+            assert "w3" in answer.error["message"]
+            metrics = (await box.get("/metrics")).body.decode()
+            assert f'dynamo_frontend_model_migration_total{{model="{MODEL}"}} 5.0' in metrics
+
+            answering = box.post({"nvext": {"backend_instance_id": "w3"}})
+            _say(fourth, generate := await fourth.generated(), 70)
+            await box.until_said(generate, 1)
+            places = len(box.router.places)
+            fourth.drop()
+            assert (await answering).error["code"] == "worker_lost"
+            assert len(box.router.places) == places
+            await box.nothing_left()
+
+    scenario(work)
+
+
+def test_a_new_process_under_the_name_of_the_lost_one_may_go_on(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            (worker,) = await box.ready()
+            answering = box.post({"max_tokens": 4, "stream": True})
+            _say(worker, generate := await worker.generated(), 70, 71)
+            await box.until_said(generate, 2)
+            worker.drop()  # and comes back with its connection, as the same process
+            places = box.router.places
+            await eventually(lambda: places[-1].exclude == ("w0",), "it is placed again, but not there")
+            worker.announce(kv_blocks_total=65)
+            again = await worker.generated()
+            assert places[-1].exclude == ()
+            _say(worker, again, 72, 73, finish="length")
+            assert (await answering).text() == box.tokenizer.decode([70, 71, 72, 73])
+            await box.nothing_left()
+
+    scenario(work)
+
+
+def test_a_model_that_falls_asleep_in_the_middle_is_waited_for(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            first, second = await box.ready("w0", "w1")
+            answering = box.post({"max_tokens": 3, "stream": True})
+            _say(first, generate := await first.generated(), 70)
+            await box.until_said(generate, 1)
+            first.drop()
+            generate = await second.generated()
+            second.send(Delta(generate.id, (), "error", error="worker is going to sleep"))
+            box.says("falling_asleep")
+            await box.asleep()
+            await box.asked()
+            box.says("awake")
+            again = await first.generated()
+            assert box.router.places[-1].one_leg
+            _say(first, again, 71, 72, finish="length")
+            assert (await answering).text() == box.tokenizer.decode([70, 71, 72])
+            await box.nothing_left()
+
+    scenario(work)
+
+
+def test_no_request_runs_for_longer_than_it_may(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model, max_generation_s=1.5) as box:
+            (worker,) = await box.ready()
+            answers = [box.post({"stream": True}), box.post({}), box.post({})]
+            generates = [await worker.generated() for _ in answers]
+            for generate in generates[:2]:
+                _say(worker, generate, 70)
+            for answer in [await each for each in answers]:
+                error = answer.chunks()[-1]["error"] if answer.status == 200 else answer.error
+                assert (answer.status in (200, 504), error["code"]) == (True, "max_generation_time")
+                assert "1.5 s" in error["message"]
+            await eventually(lambda: len(worker.cancelled) == 3, "all are cancelled on the worker")
+            await box.nothing_left()
 
     scenario(work)

@@ -24,7 +24,8 @@ def test_it_reports_its_start_and_becomes_healthy_with_router_and_worker(tmp_pat
             assert (await box.get("/v1/models")).json()["data"] == []
             assert (await box.get("/v1/models/tiny")).status == 404
             await box.ready_again()
-            assert (await box.get("/health")).json() == {"status": "healthy", "reasons": [], "models": ["tiny"]}
+            healthy = {"status": "healthy", "reasons": [], "models": ["tiny"], "roles": {"tiny": {"aggregated": 1}}}
+            assert (await box.get("/health")).json() == healthy
             assert [each["id"] for each in (await box.get("/v1/models")).json()["data"]] == ["tiny"]
             assert (await box.get("/v1/models/tiny")).json()["object"] == "model"
 

@@ -4,10 +4,12 @@ on the way.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from frontend_peers import BLOCK, MODEL, FakeWorker, FrontendUnderTest, scenario
+from frontend_peers import BLOCK, MODEL, Answer, FakeWorker, FrontendUnderTest, eventually, scenario
 
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import FrontendFigures, RequestFigures
@@ -47,7 +49,7 @@ def prefilled(worker: FakeWorker, generate: Generate, transfer: Transfer | None 
 
 
 async def live_in(box: FrontendUnderTest, phase: str) -> RequestFigures:
-    """The one live request, in this phase."""
+    """The one live request there has been, in this phase."""
 
     def fits(report: status.Report) -> bool:
         assert isinstance(report.figures, FrontendFigures)
@@ -112,5 +114,310 @@ def test_the_answer_of_two_workers_is_one(tmp_path: Path, tiny_model: Path) -> N
             assert "dynamo_frontend_model_migration_total{" not in metrics
             assert f'dynamo_frontend_inter_token_latency_seconds_count{{model="{MODEL}"}} 9.0' in metrics
             connection.close()
+
+    scenario(work)
+
+
+class Story:
+    """A request on its way through two legs, told step by step."""
+
+    def __init__(self, box: FrontendUnderTest, prefill: FakeWorker, decode: FakeWorker) -> None:
+        self.box = box
+        self.prefill = prefill
+        self.decode = decode
+        self.answering: asyncio.Task[Answer]
+        self.said = 0
+
+    async def begin(self, body: dict[str, Any]) -> None:
+        self.said = 0
+        self.answering = self.box.post(body, COMPLETION)
+        self._first = await self.prefill.generated()
+
+    async def first_token(self) -> None:
+        self._say(self.prefill, self._first, 1)
+        await self.box.until_said(self._first, 1)
+
+    async def hand_over(self) -> None:
+        prefilled(self.prefill, self._first)
+        self._second = await self.decode.generated()
+
+    async def go_on(self, count: int = 3) -> None:
+        self._say(self.decode, self._second, count)
+        await self.box.until_said(self._first, self.said)
+
+    def _say(self, worker: FakeWorker, generate: Generate, count: int) -> None:
+        say(worker, generate, *TOKENS[self.said : self.said + count])
+        self.said += count
+
+    def fail_prefill(self, error: str) -> None:
+        self.prefill.send(Delta(self._first.id, (), "error", error=error))
+
+    def fail_decode(self, error: str) -> None:
+        self.decode.send(Delta(self._second.id, (), "error", error=error))
+
+    def end_prefill(self, error: str = "") -> None:
+        prefilled(self.prefill, self._first, None, error)
+
+
+Loss = Callable[[Story], Awaitable[None]]
+
+
+async def prefill_dies_first(story: Story) -> None:
+    story.prefill.drop()
+
+
+async def prefill_fails_first(story: Story) -> None:
+    story.fail_prefill("the engine has no room")
+
+
+async def prefill_dies_after_its_token(story: Story) -> None:
+    await story.first_token()
+    story.prefill.drop()
+
+
+async def nothing_was_stored(story: Story) -> None:
+    await story.first_token()
+    story.end_prefill("the store is full")
+
+
+async def nothing_is_said_of_the_transfer(story: Story) -> None:
+    await story.first_token()
+    story.end_prefill()
+
+
+async def decode_refuses(story: Story) -> None:
+    await story.first_token()
+    await story.hand_over()
+    story.fail_decode("this worker drains")
+
+
+async def transfer_is_lost(story: Story) -> None:
+    await story.first_token()
+    await story.hand_over()
+    story.fail_decode("nothing is held under this key")
+
+
+async def decode_dies_first(story: Story) -> None:
+    await story.first_token()
+    await story.hand_over()
+    story.decode.drop()
+
+
+async def decode_dies_later(story: Story) -> None:
+    await story.first_token()
+    await story.hand_over()
+    await story.go_on()
+    story.decode.drop()
+
+
+LOSSES: list[tuple[Loss, tuple[str, ...], str]] = [
+    (prefill_dies_first, ("p0",), "its connection closed"),
+    (prefill_fails_first, ("p0",), "the engine has no room"),
+    (prefill_dies_after_its_token, ("p0",), "its connection closed"),
+    (nothing_was_stored, (), "the store is full"),
+    (nothing_is_said_of_the_transfer, (), "no word of where"),
+    (decode_refuses, ("d0",), "this worker drains"),
+    (transfer_is_lost, ("d0",), "nothing is held"),
+    (decode_dies_first, ("d0",), "its connection closed"),
+    (decode_dies_later, ("d0",), "its connection closed"),
+]
+"""How it comes about, the workers that are lost by it, and the reason that is told."""
+
+
+def test_whatever_is_lost_under_fallback_goes_on_in_one_leg(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            prefill, decode = await two_legs(box)
+            story = Story(box, prefill, decode)
+            for lose, lost, _ in LOSSES:
+                await story.begin(BODY)
+                await lose(story)
+                left = prefill if lost == ("d0",) else decode
+                generate = await left.generated()
+                place = box.router.places[-1]
+                assert (place.exclude, place.one_leg) == (lost, True), lose
+                assert (generate.leg, generate.transfer, generate.must_transfer) == ("whole", None, False)
+                assert unpack_tokens(generate.tokens) == PROMPT + TOKENS[: story.said]
+                assert generate.sampling.max_tokens == len(TOKENS) - story.said
+                say(left, generate, *TOKENS[story.said :], finish="length")
+                answer = await story.answering
+                assert (answer.text(), answer.events[-1]) == (box.tokenizer.decode(TOKENS), "[DONE]"), lose
+                usage = answer.chunks()[-1]["usage"]
+                assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(PROMPT), len(TOKENS))
+                await box.nothing_left()
+            metrics = await metrics_of(box)
+            assert f'dynbox_disagg_requests_total{{model="{MODEL}",outcome="fell_back"}} {len(LOSSES)}.0' in metrics
+            assert f'dynamo_frontend_model_migration_total{{model="{MODEL}"}} {len(LOSSES)}.0' in metrics
+            assert f'dynbox_frontend_recovery_seconds_count{{model="{MODEL}"}} {len(LOSSES)}.0' in metrics
+
+    scenario(work)
+
+
+def test_what_strict_can_not_hand_over_is_an_error_with_its_reason(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=0.3) as box:
+            prefill, decode = await two_legs(box, "strict")
+            story = Story(box, prefill, decode)
+            for lose, _, reason in LOSSES:
+                for streamed in (True, False):
+                    await story.begin(BODY if streamed else {"prompt": PROMPT, "max_tokens": 9})
+                    await lose(story)
+                    answer = await story.answering
+                    error = answer.chunks()[-1]["error"] if answer.events else answer.error
+                    assert answer.status == (200 if streamed and story.said else 503), (lose, answer)
+                    assert reason in error["message"], (lose, error)
+                    assert error["code"] == ("not_handed_over" if story.said else "unavailable")
+                    assert "[DONE]" not in answer.events
+                    assert not box.router.places[-1].one_leg
+                    await box.nothing_left()
+            metrics = await metrics_of(box)
+            assert f'outcome="failed"}} {2 * len(LOSSES)}.0' in metrics
+
+            # Nothing was said: another prefill worker may have it.
+            other = await box.add_worker("p1", "prefill")
+            await story.begin(BODY)
+            prefill.drop()
+            first = await other.generated()
+            assert (first.leg, box.router.places[-1].exclude) == ("prefill", ("p0",))
+            say(other, first, TOKENS[0])
+            prefilled(other, first)
+            second = await decode.generated()
+            assert (second.leg, second.must_transfer) == ("decode", True)
+            say(decode, second, *TOKENS[1:], finish="length")
+            assert (await story.answering).text() == box.tokenizer.decode(TOKENS)
+
+    scenario(work)
+
+
+def test_a_death_of_who_has_handed_over_is_not_noticed(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            prefill, decode = await two_legs(box)
+            answering = box.post(BODY, COMPLETION)
+            first = await prefill.generated()
+            # The last token and the end of the leg may come in one.
+            prefill.send(Delta(first.id, (TOKENS[0],), "prefilled", transfer=TRANSFER))
+            second = await decode.generated()
+            prefill.close()
+            say(decode, second, *TOKENS[1:], finish="length")
+            assert (await answering).text() == box.tokenizer.decode(TOKENS)
+            assert len(box.router.places) == 1
+            await box.nothing_left()
+
+    scenario(work)
+
+
+def test_a_first_token_that_ends_the_answer_needs_nobody_else(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            prefill, decode = await two_legs(box)
+            ends: list[tuple[dict[str, Any], FinishReason]] = [({}, "stop"), ({"max_tokens": 1}, "length")]
+            for more, finish in ends:
+                answering = box.post({"prompt": PROMPT, **more}, COMPLETION)
+                say(prefill, await prefill.generated(), TOKENS[0], finish=finish)
+                answer = (await answering).json()
+                assert answer["choices"][0]["finish_reason"] == finish
+                assert answer["usage"]["completion_tokens"] == 1
+            answering = box.post({"prompt": PROMPT, "stop": "hello", "max_tokens": 9}, COMPLETION)
+            first = await prefill.generated()
+            prefill.send(Delta(first.id, tuple(prefill.ids("hello"))))
+            assert (await answering).json()["choices"][0]["finish_reason"] == "stop"
+            await eventually(lambda: prefill.cancelled == [first.id], "its prompt need not be handed over")
+            assert decode.hello is not None
+            await box.nothing_left()
+            metrics = await metrics_of(box)
+            assert f'dynbox_disagg_requests_total{{model="{MODEL}",outcome="one_leg"}} 3.0' in metrics
+
+    scenario(work)
+
+
+def test_a_client_that_leaves_ends_whichever_leg_there_is(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            prefill, decode = await two_legs(box)
+            for steps in range(4):
+                connection = await box.request(BODY, COMPLETION)
+                first = second = await prefill.generated()
+                if steps > 0:
+                    say(prefill, first, TOKENS[0])
+                    await box.until_said(first, 1)
+                if steps > 1:
+                    prefilled(prefill, first)
+                    second = await decode.generated()
+                if steps > 2:
+                    say(decode, second, TOKENS[1])
+                    await box.until_said(second, 2)
+                worker, other = (prefill, decode) if steps < 2 else (decode, prefill)
+                connection.close()
+                await worker.cancels.wait()
+                worker.cancels.clear()
+                assert (worker.cancelled, other.cancelled) == ([second.id], []), steps
+                worker.cancelled.clear()
+                await box.nothing_left()
+
+    scenario(work)
+
+
+def test_a_restarted_router_is_told_who_answers(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            prefill, decode = await two_legs(box)
+            answering = box.post(BODY, COMPLETION)
+            first = await prefill.generated()
+            box.router.close()
+            await box.router.listen()
+            await eventually(lambda: len(box.router.adopted) == 1, "the new router hears of it")
+            assert (box.router.adopted[0].worker, box.router.adopted[0].prefill_done) == ("d0", True)
+            say(prefill, first, TOKENS[0])
+            prefilled(prefill, first)
+            say(decode, await decode.generated(), *TOKENS[1:], finish="length")
+            assert (await answering).text() == box.tokenizer.decode(TOKENS)
+            await box.nothing_left()
+
+    scenario(work)
+
+
+def test_health_says_which_roles_are_there_and_what_works_without_the_others(tmp_path: Path, tiny_model: Path) -> None:
+    async def health(box: FrontendUnderTest, roles: dict[str, int]) -> dict[str, Any]:
+        async with asyncio.timeout(20):
+            while (found := (await box.get("/health")).json())["roles"].get(MODEL) != roles:
+                await asyncio.sleep(0.01)
+        return dict(found)
+
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=0.3) as box:
+            prefill, decode = await two_legs(box, "strict")
+            found = await health(box, {"prefill": 1, "decode": 1})
+            assert (found["status"], found["reasons"], "notes" in found) == ("healthy", [], False)
+            prefill.withdraw()
+            found = await health(box, {"decode": 1})
+            assert found["status"] == "healthy", "the policy is not known before there was a request"
+            assert found["notes"] == [
+                "tiny: no prefill workers: prompts are computed by decode workers (unless the policy is strict: then "
+                "requests fail)"
+            ]
+            prefill.announce()
+            await health(box, {"prefill": 1, "decode": 1})
+            answering = box.post({"prompt": PROMPT}, COMPLETION)
+            say(prefill, await prefill.generated(), TOKENS[0], finish="stop")
+            assert (await answering).status == 200
+            prefill.withdraw()
+            found = await health(box, {"decode": 1})
+            assert (found["status"], found["reasons"]) == (
+                "unhealthy",
+                ["tiny: no prefill workers: requests fail (policy strict)"],
+            )
+            box.router.policy, box.router.prefill = "fallback", []
+            answering = box.post({"prompt": PROMPT}, COMPLETION)
+            say(decode, await decode.generated(), TOKENS[0], finish="stop")
+            assert (await answering).status == 200
+            found = await health(box, {"decode": 1})
+            assert found["notes"] == [
+                "tiny: no prefill workers: prompts are computed by decode workers (policy fallback)"
+            ]
+            decode.withdraw()
+            prefill.announce()
+            found = await health(box, {"prefill": 1})
+            assert found["notes"] == ["tiny: no decode workers: prefill workers answer by themselves (policy fallback)"]
 
     scenario(work)
