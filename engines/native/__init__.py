@@ -11,6 +11,7 @@
     tiering.py     the KV tiers as the compute thread sees them: no torch
     offloading.py  which blocks go there, and when: no torch
     onboarding.py  what is loaded from there before a prompt is computed: no torch
+    legs.py        prompts computed here whose answers another worker goes on with: no torch
     model.py       the Llama forward pass over a flat batch
     kv_cache.py    the memory of the blocks, and copies of them
     attention.py   attention through it

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from dynamo_box.kv.client.jobs import Fetched, Offered, Result, Sought
+from dynamo_box.kv.client.jobs import Fetched, Kept, Offered, Result, Sought
 from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import (
@@ -198,7 +198,7 @@ class NativeEngine:
                     runner.add(request)
                 case _Cancel(key):
                     runner.cancel(key)
-                case Offered() | Sought() | Fetched() as result:
+                case Offered() | Kept() | Sought() | Fetched() as result:
                     self._take(runner, result)
                 case _Sleep(done):
                     self._save(runner)
@@ -238,7 +238,7 @@ class NativeEngine:
                 command = self._commands.get(timeout=max(0.0, ends - time.monotonic()))
             except queue.Empty:
                 return
-            if isinstance(command, Offered | Sought | Fetched):
+            if isinstance(command, Offered | Kept | Sought | Fetched):
                 runner.take(command)
                 self._offload(runner)
             else:

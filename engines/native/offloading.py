@@ -35,9 +35,12 @@ log = get_logger()
 
 
 class _State(Enum):
+    """TAKEN: somebody else offers it."""
+
     IDLE = auto()
     QUEUED = auto()
     OFFERED = auto()
+    TAKEN = auto()
 
 
 @dataclass(slots=True)
@@ -171,6 +174,34 @@ class Offloading:
             if stored and kept.priority == block.priority:
                 kept.stored_at = self._clock()
 
+    def take_over(self, digests: Sequence[bytes], priority: int | None) -> tuple[list[Block], list[int]]:
+        """A chain that somebody else wants in the tiers, as blocks; `priority` is that of those that the filter has
+        kept out. And the places of those that the tiers aren't known to have and that nobody offers: whoever asks does
+        so, and says when that is over (`handed`).
+        """
+        blocks, places = [], []
+        for place, digest in enumerate(digests):
+            kept = self._kept.get(digest)
+            worth = priority if kept is None else kept.priority
+            blocks.append(Block(digest, digests[place - 1] if place else b"", worth))
+            if kept is None:
+                places.append(place)
+            elif kept.state in (_State.IDLE, _State.QUEUED) and not self._is_fresh(kept):
+                kept.state = _State.TAKEN
+                places.append(place)
+        return blocks, places
+
+    def handed(self, blocks: Iterable[Block], *, stored: bool) -> None:
+        """An offer of blocks that were taken over has its answer, or won't be made."""
+        for block in blocks:
+            kept = self._kept.get(block.digest)
+            if kept is not None and kept.state is _State.TAKEN:
+                kept.state = _State.IDLE
+                if stored and kept.priority == block.priority:
+                    kept.stored_at = self._clock()
+                if self._pool.find(block.digest) is None:
+                    del self._kept[block.digest]
+
     def queue_everything(self) -> None:
         """All that lies in the pool and may be offered, in runs that one offer can take: first those with something
         that the tiers haven't had, and heads of chains before what follows them.
@@ -193,7 +224,9 @@ class Offloading:
     def clear_queue(self) -> None:
         """Offer nothing more of what waits."""
         while self._queue:
-            self._leave(self._queue.popleft(), "cut_short")
+            digest = self._queue.popleft()
+            if self._waits(digest):
+                self._leave(digest, "cut_short")
 
     def _wish(self, digests: Sequence[bytes], place: int, priority: int | None) -> None:
         """Have the tiers store this block, unless they did so lately for as much."""
@@ -203,12 +236,19 @@ class Offloading:
             kept = self._kept[digest] = _Kept(digests[place - 1] if place else b"", place, priority)
         elif _worth(priority) > _worth(kept.priority):
             kept.priority, kept.stored_at = priority, None
-        fresh = kept.stored_at is not None and self._clock() - kept.stored_at < OFFER_AGAIN_S
-        if kept.state is _State.IDLE and not fresh:
+        if kept.state is _State.IDLE and not self._is_fresh(kept):
             if len(self._queue) < self._settings.queue_blocks:
                 self._enqueue(digest)
             else:
                 self.dropped["queue_full"] += 1
+
+    def _is_fresh(self, kept: _Kept) -> bool:
+        return kept.stored_at is not None and self._clock() - kept.stored_at < OFFER_AGAIN_S
+
+    def _waits(self, digest: bytes) -> bool:
+        """Whether what lies in the queue is still to be offered: it may have been taken over."""
+        kept = self._kept.get(digest)
+        return kept is not None and kept.state is _State.QUEUED
 
     def _enqueue(self, digest: bytes) -> None:
         self._kept[digest].state = _State.QUEUED
@@ -219,6 +259,9 @@ class Offloading:
         pool_blocks: list[int] = []
         blocks: list[Block] = []
         while self._queue and len(blocks) < most:
+            if not self._waits(self._queue[0]):
+                self._queue.popleft()
+                continue
             kept = self._kept[self._queue[0]]
             if blocks and kept.parent != blocks[-1].digest:
                 break

@@ -5,6 +5,9 @@
 Only the next few that wait are looked up, so that few leases are held: each keeps blocks in the host tier that others
 may need. When a sequence is admitted it is decided how much of what was found is loaded; by then the pool may have
 more of its prefix than at the time of the lookup (those blocks are skipped) or less (it is looked up again).
+
+A decode leg is looked up as soon as it comes, before the hold on the KV of its prompt expires, and keeps its lease for
+as long as it waits. It loads all that it needs, the partial last block of the prompt included.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from typing import Protocol
 from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Seek, Sought
 from dynamo_box.kv.onboard import Rates, choose
 from dynamo_box.protocol.kv import MAX_BATCH
+from engines.log import get_logger
 from engines.native.blocks import BlockPool
-from engines.native.sequence import Lookup
+from engines.native.legs import prompt_digests
+from engines.native.sequence import Lookup, Outcome
 from engines.native.sequence import Sequence as Request
 
 PROBE_AFTER = 32
@@ -25,6 +30,8 @@ PROBE_AFTER = 32
 PREFILL_AT_LEAST = 32
 """Prompt tokens of a step from which its time says something about prefill."""
 _FADE = 0.8
+
+log = get_logger()
 
 
 class Source(Protocol):
@@ -54,13 +61,14 @@ class _Loading:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A copy has ended: the request's blocks from `first` on hold what they should, as many as there are
-    `priorities`; `spoilt` are blocks of the pool that hold anything.
+    """A copy has ended: the request's blocks hold the KV of its first `tokens`. The full ones of them from `first` on
+    were loaded, with these `priorities`; `spoilt` are blocks of the pool that hold anything.
     """
 
     request: Request
     first: int
     priorities: tuple[int | None, ...]
+    tokens: int
     spoilt: tuple[int, ...]
 
 
@@ -90,12 +98,15 @@ class Onboarding:
         self._block_bytes = block_bytes
         self._ahead = ahead
         self._keys = count(1)
-        self._seeks: dict[int, tuple[Request, int]] = {}
+        self._seeks: dict[int, tuple[Request, int] | None] = {}
+        """None: what is found is of no use."""
         self._leased: dict[int, Request] = {}
         self._loading: dict[int, _Loading] = {}
         self._against = 0
         self.prefill = PrefillRate()
         self.loads = self.recomputes = 0
+        self.taken_over = self.failed = 0
+        """Decode legs that had the KV of their prompts loaded, and those that had not."""
 
     def use(self, pool: BlockPool) -> None:
         """From now on it is about this pool; no request may be there."""
@@ -118,10 +129,10 @@ class Onboarding:
         for request in ahead:
             if request.sought is None and not request.seeking:
                 self._look_up(request, len(self._pool.match(self._reusable(request))))
+        overtaken = [one for one in self._leased.values() if not one.awaits_transfer and one not in ahead]
         if len(self._leased) > self._ahead:
-            for request in list(self._leased.values()):
-                if request not in ahead:
-                    self._give_back(request)
+            for request in overtaken:
+                self._give_back(request)
 
     def may_admit(self, request: Request, hits: int) -> bool:
         if request.sought is None or hits < request.sought.first:
@@ -130,16 +141,21 @@ class Onboarding:
         return not request.seeking
 
     def admitted(self, request: Request, hits: int) -> None:
+        if not self._load(request, hits):
+            self._give_back(request)
+            self._conclude(request, hits * self._block_size)
+
+    def _load(self, request: Request, hits: int) -> bool:
+        """Whether it is worth it."""
         found = request.sought
         if found is None or not found.lease:
-            return
+            return False
         skip = hits - found.first
         tiers = found.tiers[skip:]
-        blocks = self._worth_loading(tiers)
+        blocks = len(tiers) if request.awaits_transfer else self._worth_loading(tiers)
         if not blocks:
-            self._give_back(request)
             self.recomputes += bool(tiers)
-            return
+            return False
         self.loads += 1
         self._leased.pop(request.request.key)
         request.sought = None
@@ -148,13 +164,34 @@ class Onboarding:
         key = next(self._keys)
         self._loading[key] = _Loading(request, hits, places, found.priorities[skip : skip + blocks])
         self._source.fetch(Fetch(key, found.lease, places, skip))
+        return True
 
     # for whoever runs it
 
+    def claim(self, request: Request) -> None:
+        """Look up what was handed over for a decode leg; what is found is leased, and the hold on it ends."""
+        transfer = request.request.transfer
+        if self._source.status or transfer is None:
+            request.sought = Lookup(0)
+            return
+        request.seeking = True
+        key = next(self._keys)
+        self._seeks[key] = (request, 0)
+        digests = prompt_digests(request, self._block_size)
+        self._source.seek(Seek(key, tuple(digests), transfer.key))
+
+    def discard(self, hold: bytes, digest: bytes) -> None:
+        """End a hold on this block that nobody will claim."""
+        key = next(self._keys)
+        self._seeks[key] = None
+        self._source.seek(Seek(key, (digest,), hold))
+
     def sought(self, result: Sought) -> None:
-        request, first = self._seeks.pop(result.key)
-        if not request.seeking or request.cancelled:
-            request.seeking = False
+        seek = self._seeks.pop(result.key)
+        request, first = seek or (None, 0)
+        if request is None or not request.seeking or request.cancelled:
+            if request is not None:
+                request.seeking = False
             if result.lease:
                 self._source.forgo(Forgo(result.lease))
             return
@@ -166,12 +203,31 @@ class Onboarding:
     def fetched(self, result: Fetched) -> Arrived:
         loading = self._loading.pop(result.key)
         loaded = min(result.count, len(loading.blocks))
-        return Arrived(loading.request, loading.first, loading.priorities[:loaded], loading.blocks[loaded:])
+        tokens = (loading.first + loaded) * self._block_size
+        if loading.request.awaits_transfer:
+            tokens = min(tokens, loading.request.prompt_length)
+        self._conclude(loading.request, tokens)
+        full = tokens // self._block_size - loading.first
+        return Arrived(loading.request, loading.first, loading.priorities[:full], tokens, loading.blocks[loaded:])
 
     def ended(self, request: Request) -> None:
         """It waits no more."""
         request.seeking = False
         self._give_back(request)
+
+    def _conclude(self, request: Request, tokens: int) -> None:
+        """A decode leg has the KV of its first `tokens`, and gets no more."""
+        if not request.awaits_transfer:
+            return
+        request.awaits_transfer = False
+        if tokens >= request.prompt_length:
+            self.taken_over += 1
+            return
+        self.failed += 1
+        missing = f"{tokens} of {request.prompt_length} tokens are there"
+        log.warning("a prompt handed over could not be loaded", request_id=request.request.request_id, found=missing)
+        if request.request.must_transfer:
+            request.outcome = Outcome("error", f"the KV of the prompt could not be loaded: {missing}")
 
     def _look_up(self, request: Request, hits: int) -> None:
         wanted = self._reusable(request)[hits : hits + MAX_BATCH]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from engines.contract import EngineInfo, RequestRejected, SequenceRequest
+from dynamo_box.protocol.kv import DIGEST_BYTES, LONGEST_HOLD_S
+from engines.contract import DISAGG, EngineInfo, RequestRejected, SequenceRequest
 
 MAX_ISOLATION_BYTES = 64
 
@@ -28,5 +29,25 @@ def check(sequence: SequenceRequest, info: EngineInfo, vocab_size: int) -> None:
         raise RequestRejected(f"temperature is {sampling.temperature}; it must be a number of at least 0")
     if not 0.0 < sampling.top_p <= 1.0:
         raise RequestRejected(f"top_p is {sampling.top_p}; it must be above 0 and at most 1")
+    _check_leg(sequence, info)
     if len(sequence.isolation) > MAX_ISOLATION_BYTES:
         raise RequestRejected(f"an isolation key of {len(sequence.isolation)} bytes is too long")
+
+
+def _check_leg(sequence: SequenceRequest, info: EngineInfo) -> None:
+    if sequence.leg == "whole":
+        return
+    if DISAGG not in info.capabilities:
+        raise RequestRejected(f"a {sequence.leg} leg needs an engine with KV tiers")
+    ttl_s, transfer = sequence.transfer_ttl_s, sequence.transfer
+    if sequence.leg == "prefill":
+        if not 0.0 < ttl_s <= LONGEST_HOLD_S:
+            raise RequestRejected(f"transfer_ttl_s is {ttl_s}; it must be above 0 and at most {LONGEST_HOLD_S:g}")
+    elif transfer is None:
+        raise RequestRejected("a decode leg needs the transfer that its prefill leg ended with")
+    elif len(transfer.key) != DIGEST_BYTES:
+        raise RequestRejected(f"the key of the transfer has {len(transfer.key)} bytes instead of {DIGEST_BYTES}")
+    elif transfer.tokens != len(sequence.tokens) - 1 or transfer.tokens < 1:
+        raise RequestRejected(
+            f"the transfer covers {transfer.tokens} tokens; a decode leg has one more, not {len(sequence.tokens)}"
+        )

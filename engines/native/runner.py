@@ -16,6 +16,7 @@ from dynamo_box.protocol.kv import KvLayout
 from dynamo_box.protocol.request import FinishReason, Sampling
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import (
+    DISAGG,
     KV_EVENTS,
     KV_TIERS,
     PRIORITIES,
@@ -78,6 +79,8 @@ class Runner:
         self._sequences: dict[int, Sequence] = {}
         self._arrivals = 0
         self._prompt_tokens = self._cached_tokens = self._output_tokens = self._errors = self._steps = 0
+        self._computed_prompt_tokens = 0
+        self._busy_s = 0.0
         self._asleep = self._waits_for_tiers = False
         self._shared = SharedWeights(spec, config, dtype) if spec.gms else None
         try:
@@ -106,7 +109,7 @@ class Runner:
                 KV_EVENTS,
                 PRIORITIES,
                 *((SLEEP,) if self._shared else ()),
-                *((KV_TIERS,) if self.tiering else ()),
+                *((KV_TIERS, DISAGG) if self.tiering else ()),
             ),
             versions={"torch": str(torch.__version__)},
         )
@@ -121,13 +124,17 @@ class Runner:
         self._arrivals += 1
         self._sequences[request.key] = sequence
         self._scheduler.add(sequence)
+        if self.tiering is not None:
+            self.tiering.added(sequence)
         self._waits_for_tiers = False
 
     def cancel(self, key: int) -> None:
-        """Takes effect in the next step that doesn't find it loading; keys that have ended are ignored."""
+        """Takes effect in the next step that doesn't find its blocks being copied; keys that have ended are ignored."""
         sequence = self._sequences.get(key)
         if sequence is not None:
             sequence.cancelled = True
+            if self.tiering is not None:
+                self.tiering.cancelled(sequence)
             self._waits_for_tiers = False
 
     def take(self, result: Result) -> None:
@@ -138,15 +145,13 @@ class Runner:
 
     @torch.inference_mode()
     def step(self) -> StepResult:
-        """End what was cancelled, then compute one token of each sequence that decodes, and pieces of
-        prompts.
-        """
-        cancelled = [one for one in self._sequences.values() if one.cancelled and not one.loading]
-        outputs = [self._end(one, "cancelled") for one in cancelled]
+        """End what is over, then compute one token of each sequence that decodes, and pieces of prompts."""
+        outputs = self._end_what_is_over()
         works = self._scheduler.schedule()
+        outputs += self._end_what_is_over()
         if works:
             outputs += self._compute(works)
-        elif self._sequences:
+        elif self._sequences and not outputs:
             if self.tiering is None or not self.tiering.awaited:
                 raise AssertionError(f"none of {len(self._sequences)} sequences moves")
             self._waits_for_tiers = True
@@ -234,6 +239,9 @@ class Runner:
 
     def _compute(self, works: list[Work]) -> list[Output]:
         began = time.perf_counter()
+        for work in works:
+            computed = work.sequence.computed
+            self._computed_prompt_tokens += max(0, min(work.count, work.sequence.prompt_length - computed))
         batch, sampling = make_batch(works, self._block_size, self._dtype)
         logits = self._model.forward(batch, self._cache)
         sequences = [work.sequence for work in sampling]
@@ -246,7 +254,9 @@ class Runner:
             self.tiering.measured(prompts, sum(tokens) - prompts, time.perf_counter() - began)
             for work in works:
                 self.tiering.computed(work.sequence)
-        return [self._advance(one, token) for one, token in zip(sequences, chosen, strict=True)]
+        outputs = [self._advance(one, token) for one, token in zip(sequences, chosen, strict=True)]
+        self._busy_s += time.perf_counter() - began
+        return outputs
 
     def _advance(self, sequence: Sequence, token: int | None) -> Output:
         """Append what was sampled. Logits that are no numbers end their own sequence only."""
@@ -257,17 +267,32 @@ class Runner:
         sequence.tokens.append(token)
         self._output_tokens += 1
         if first:
-            self._prompt_tokens += len(sequence.request.tokens)
+            self._prompt_tokens += sequence.prompt_length
             self._cached_tokens += sequence.cached_tokens
         finish = sequence.finish_after(token, self._context)
         if finish is not None:
             self._end(sequence, finish)
+        elif self.tiering is not None and sequence.request.leg == "prefill":
+            self.tiering.handovers.begin(sequence)
         return Output(
             key=sequence.request.key,
             tokens=(token,),
             finish=finish,
             cached_tokens=sequence.cached_tokens if first else 0,
         )
+
+    def _end_what_is_over(self) -> list[Output]:
+        """Those that were cancelled, and those that a leg ends."""
+        return [self._end_early(one) for one in list(self._sequences.values()) if one.is_over]
+
+    def _end_early(self, sequence: Sequence) -> Output:
+        outcome = sequence.outcome
+        if sequence.cancelled or outcome is None:
+            return self._end(sequence, "cancelled")
+        self._errors += outcome.finish == "error"
+        output = self._end(sequence, outcome.finish, outcome.error)
+        output.transfer = outcome.transfer
+        return output
 
     def _end(self, sequence: Sequence, finish: FinishReason, error: str = "") -> Output:
         self._scheduler.remove(sequence)
@@ -278,7 +303,7 @@ class Runner:
 
     @property
     def figures(self) -> WorkerFigures:
-        return WorkerFigures(
+        figures = WorkerFigures(
             running=len(self._scheduler.running),
             waiting=len(self._scheduler.waiting),
             kv_blocks_total=self._pool.total,
@@ -292,8 +317,10 @@ class Runner:
             requests=self._arrivals,
             errors=self._errors,
             steps=self._steps,
-            tiers=self.tiering.figures if self.tiering is not None else None,
+            busy_s=self._busy_s,
+            computed_prompt_tokens=self._computed_prompt_tokens,
         )
+        return figures if self.tiering is None else self.tiering.add_to(figures)
 
     @torch.inference_mode()
     def _warm_up(self) -> None:

@@ -8,7 +8,8 @@ sequence is never the victim of another, and every sequence alone fits the pool 
 to it), so something always moves.
 
 With KV tiers a sequence may have to wait for them: for a lookup before it is admitted, then for its blocks to be
-loaded, or for blocks that are pinned while they are copied out. Each of those ends by itself.
+loaded, or for blocks that are pinned while they are copied out. Each of those ends by itself. A prefill leg that has
+its token keeps its blocks until they are copied, but has no place in the batch any more.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Onboarding(Protocol):
         """False: not before something more is known of it (`sequence.seeking`)."""
 
     def admitted(self, sequence: Sequence, hits: int) -> None:
-        """It has blocks now: begin to load into those after the hits (`sequence.loading`), or don't."""
+        """It has blocks now: begin to load into those after the hits (`sequence.loading`), or don't, or end it
+        (`sequence.outcome`).
+        """
 
 
 class Scheduler:
@@ -88,13 +91,13 @@ class Scheduler:
         steps: list[Work] = []
         budget = self._max_batch_tokens
         for sequence in sorted(self.running, key=lambda one: (one.remaining > 1, one.rank)):
-            if sequence.loading or budget == 0 or not self._make_room(sequence):
+            if not sequence.computes or budget == 0 or not self._make_room(sequence):
                 continue
             steps.append(Work(sequence, min(sequence.remaining, budget)))
             budget -= steps[-1].count
         while budget and self.preemptions == preemptions and self._admit_next():
             sequence = self.running[-1]
-            if not sequence.loading:
+            if sequence.computes:
                 steps.append(Work(sequence, min(sequence.remaining, budget)))
                 budget -= steps[-1].count
         return steps
@@ -106,10 +109,10 @@ class Scheduler:
         work.sequence.computed += work.count
         self._publish(work.sequence)
 
-    def loaded(self, sequence: Sequence, blocks: int) -> None:
-        """The next `blocks` of a sequence that was loading hold what they should; from now on it computes."""
+    def loaded(self, sequence: Sequence, tokens: int) -> None:
+        """The KV of the first `tokens` of a sequence that was loading is in its blocks; from now on it computes."""
         sequence.loading = False
-        sequence.computed += blocks * self._block_size
+        sequence.computed = tokens
         self._count_cached(sequence)
         self._publish(sequence)
 
@@ -133,8 +136,8 @@ class Scheduler:
             return False
         needed = self._blocks_for(sequence) - len(sequence.blocks)
         while self._pool.available < needed:
-            victim = max((one for one in self.running if not one.loading), key=_rank)
-            if victim is sequence and (self._pool.pinned or any(one.loading for one in self.running)):
+            victim = max((one for one in self.running if not one.copying), key=_rank)
+            if victim is sequence and (self._pool.pinned or any(one.copying for one in self.running)):
                 return False
             self._preempt(victim)
             if victim is sequence:
@@ -145,7 +148,7 @@ class Scheduler:
     def _admit_next(self) -> bool:
         """Start the first of the queue if it fits beside the others with a block to grow for each of them."""
         sequence = next((one for one in self.waiting if not one.seeking), None)
-        if sequence is None or len(self.running) >= self._max_batch:
+        if sequence is None or sum(not one.handing for one in self.running) >= self._max_batch:
             return False
         reusable = (len(sequence.tokens) - 1) // self._block_size  # the last token is always computed: it samples
         hits = self._pool.match(sequence.digest_blocks(self._block_size)[:reusable])

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass, field
 
 from dynamo_box.kv.hashing import chain_digests
-from dynamo_box.protocol.request import FinishReason, pack_tokens
+from dynamo_box.protocol.request import FinishReason, Transfer, pack_tokens
 from engines.contract import SequenceRequest
 
 
@@ -33,6 +33,15 @@ class Lookup:
     priorities: tuple[int | None, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a sequence ends that no token of its own ends."""
+
+    finish: FinishReason
+    error: str = ""
+    transfer: Transfer | None = None
+
+
 @dataclass(eq=False)
 class Sequence:
     """`tokens` is the prompt and what was generated; the KV of the first `computed` of them lies in `blocks`.
@@ -41,7 +50,10 @@ class Sequence:
     `blocks` are known to the pool by theirs, or are copies of such. A preemption empties `blocks`, no more.
 
     `seeking`: it waits, and what the KV tiers have of it isn't known yet. `loading`: it runs, and some of its blocks
-    are being written by a copy from the tiers. `sought` and `offload` belong to the tiers.
+    are being written by a copy from the tiers. `handing`: it runs, as a prefill leg that has its token, until its
+    blocks are held in the tiers for another worker. `sought` and `offload` belong to the tiers.
+
+    `awaits_transfer`: a decode leg that has not been given the KV of its prompt. `outcome`: it is to end so.
     """
 
     request: SequenceRequest
@@ -57,6 +69,9 @@ class Sequence:
     cancelled: bool = False
     seeking: bool = False
     loading: bool = False
+    handing: bool = False
+    awaits_transfer: bool = False
+    outcome: Outcome | None = None
     sought: Lookup | None = None
     offload: Judged = field(default_factory=Judged)
 
@@ -65,12 +80,32 @@ class Sequence:
         sampling = request.sampling
         stops = frozenset() if sampling.ignore_eos else eos_ids | frozenset(sampling.stop_token_ids)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        return cls(request, arrival, list(request.tokens), stops, seed)
+        return cls(request, arrival, list(request.tokens), stops, seed, awaits_transfer=request.leg == "decode")
 
     @property
     def rank(self) -> tuple[int, int]:
         """Who goes first: higher priority, then first come."""
         return (-self.request.priority, self.arrival)
+
+    @property
+    def copying(self) -> bool:
+        """Whether its blocks must stay as they are until a copy is over."""
+        return self.loading or self.handing
+
+    @property
+    def computes(self) -> bool:
+        """Whether it may be in a step, while it runs."""
+        return not self.copying and self.outcome is None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it can be ended, and has no reason to go on."""
+        return not self.copying and (self.cancelled or self.outcome is not None)
+
+    @property
+    def prompt_length(self) -> int:
+        """Without the token that a decode leg begins with: another worker generated it."""
+        return len(self.request.tokens) - (self.request.leg == "decode")
 
     @property
     def remaining(self) -> int:

@@ -14,15 +14,16 @@ from typing import Protocol
 
 import msgspec
 
-from dynamo_box.kv.client.jobs import Copier, Fetched, Offer, Offered, Result, Sought
+from dynamo_box.kv.client.jobs import Copier, Fetched, Keep, Kept, Offer, Offered, Result, Sought
 from dynamo_box.kv.client.ledger import Totals
 from dynamo_box.kv.client.tiers import Tiers
 from dynamo_box.paths import RunDir
-from dynamo_box.protocol.figures import TierUse, WorkerTiers
+from dynamo_box.protocol.figures import TierUse, WorkerFigures, WorkerTiers
 from dynamo_box.protocol.kv import KvLayout
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import BlockEvent
 from engines.native.blocks import BlockPool
+from engines.native.legs import Handovers
 from engines.native.offloading import Offloading
 from engines.native.onboarding import Onboarding, Source
 from engines.native.scheduler import Scheduler
@@ -43,6 +44,8 @@ class Store(Source, Protocol):
 
     def offer(self, job: Offer) -> None: ...
 
+    def keep(self, job: Keep) -> None: ...
+
     def totals(self) -> Totals: ...
 
     def close(self) -> None: ...
@@ -59,6 +62,7 @@ class Tiering:
         self.onboarding = Onboarding(
             pool, store, block_size=layout.block_size, block_bytes=layout.block_bytes, ahead=spec.max_batch
         )
+        self.handovers = Handovers(store, self._offloading, layout.block_size, self.onboarding.discard)
 
     def use(self, pool: BlockPool) -> None:
         """After a sleep: another pool, with nothing in it. Nothing may be copied or queued."""
@@ -68,7 +72,7 @@ class Tiering:
     @property
     def copying(self) -> bool:
         """Whether blocks are being read or written."""
-        return self._offloading.copying or self.onboarding.loading
+        return self._offloading.copying or self.onboarding.loading or self.handovers.open
 
     @property
     def offloading(self) -> bool:
@@ -80,6 +84,14 @@ class Tiering:
         """Whether a result will come."""
         return self.copying or self.onboarding.seeking
 
+    def added(self, sequence: Sequence) -> None:
+        if sequence.awaits_transfer:
+            self.onboarding.claim(sequence)
+
+    def cancelled(self, sequence: Sequence) -> None:
+        if sequence.handing:
+            self.handovers.cancel(sequence)
+
     def computed(self, sequence: Sequence) -> None:
         """More of it may be in the pool."""
         self._offloading.consider(sequence)
@@ -90,6 +102,7 @@ class Tiering:
 
     def ended(self, sequence: Sequence) -> None:
         self.onboarding.ended(sequence)
+        self.handovers.ended(sequence)
 
     def changed(self, events: Iterable[BlockEvent]) -> None:
         """In the pool."""
@@ -107,19 +120,34 @@ class Tiering:
 
     def take(self, result: Result, scheduler: Scheduler) -> None:
         match result:
+            case Offered() if result.key < 0:
+                self.handovers.offered(result)
             case Offered():
                 self._offloading.offered(result)
+            case Kept():
+                self.handovers.kept(result)
             case Sought():
                 self.onboarding.sought(result)
             case Fetched():
                 arrived = self.onboarding.fetched(result)
                 self._content.clear(arrived.spoilt)
                 self._offloading.loaded(arrived.request.digests, arrived.first, arrived.priorities)
-                scheduler.loaded(arrived.request, len(arrived.priorities))
+                scheduler.loaded(arrived.request, arrived.tokens)
+
+    def add_to(self, figures: WorkerFigures) -> WorkerFigures:
+        """What the tiers and the legs of requests add to a worker's figures; `told` adds the store's part."""
+        return msgspec.structs.replace(
+            figures,
+            tiers=self.figures,
+            handed_over=self.handovers.done,
+            handover_seconds=self.handovers.seconds,
+            taken_over=self.onboarding.taken_over,
+            transfers_failed=self.handovers.failed + self.onboarding.failed,
+        )
 
     @property
     def figures(self) -> WorkerTiers:
-        """This side's part of them; `told` adds the store's."""
+        """This side's part of those of the tiers."""
         return WorkerTiers(
             queued=self._offloading.queued,
             pinned=self._offloading.pinned,

@@ -9,7 +9,7 @@ from typing import Any
 
 from dynamo_box.kv.hashing import isolation_key
 from dynamo_box.protocol.figures import WorkerTiers
-from dynamo_box.protocol.request import FinishReason, PriorityRange, Sampling
+from dynamo_box.protocol.request import FinishReason, Leg, PriorityRange, Sampling, Transfer
 from dynamo_box.protocol.spec import ModelSpec, WorkerSpec
 from engines.contract import BlockEvent, EngineInfo, Output, RemovedBlocks, SequenceRequest, StoredBlocks
 from engines.native.engine import NativeEngine
@@ -116,6 +116,10 @@ class RunningEngine:
         priority: int = 0,
         kv_priority: int | None = None,
         kv_priorities: tuple[PriorityRange, ...] = (),
+        leg: Leg = "whole",
+        transfer: Transfer | None = None,
+        transfer_ttl_s: float = 30.0,
+        must_transfer: bool = False,
         **sampling: Any,
     ) -> tuple[int, Answer]:
         settings = Sampling(**{"max_tokens": 16, "temperature": 0.0, **sampling})
@@ -129,6 +133,10 @@ class RunningEngine:
             priority,
             kv_priority=kv_priority,
             kv_priorities=kv_priorities,
+            leg=leg,
+            transfer=transfer,
+            transfer_ttl_s=transfer_ttl_s,
+            must_transfer=must_transfer,
         )
         answer = Answer()
         self._answers[key] = answer
