@@ -18,13 +18,14 @@ NATIVE_BATCH_TOKENS = 2048  # the native engine's max_batch_tokens where nothing
 
 @dataclass(frozen=True)
 class Option:
-    """`kind` float takes whole numbers too. `least` is allowed, `above` is not; `words` are the texts that
+    """`kind` float takes whole numbers too. `least` and `most` are allowed, `above` is not; `words` are the texts that
     are allowed, beside numbers where `kind` is one.
     """
 
     kind: type[int] | type[float] | type[str]
     least: int | None = None
     above: int | None = None
+    most: int = LARGEST_INT
     words: tuple[str, ...] = ()
 
 
@@ -44,6 +45,16 @@ ENGINE_OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "vocab_size": Option(int, least=1),
         "stop_after": Option(int, least=1),
         "fault": Option(str),
+        "parameters": Option(float, above=0),
+        "width": Option(int, least=0),
+        "weights_bytes": Option(float, above=0),
+        "tensor_parallel": Option(int, least=1),
+        "flops_per_s": Option(float, above=0),
+        "flops_efficiency": Option(float, above=0, most=1),
+        "memory_bytes_per_s": Option(float, above=0),
+        "memory_efficiency": Option(float, above=0, most=1),
+        "link_bytes_per_s": Option(float, above=0),
+        "transfer_bytes_per_s": Option(float, above=0),
     },
 }
 
@@ -80,4 +91,4 @@ def _complaint(option: Option, value: object) -> str | None:
         return f"must be at least {option.least}, not {shown(value)}"
     if option.above is not None and value <= option.above:
         return f"must be above {option.above}, not {shown(value)}"
-    return f"must be at most {LARGEST_INT}" if value > LARGEST_INT else None
+    return f"must be at most {option.most}" if value > option.most else None

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from dynamo_box import __version__
 from dynamo_box.protocol.figures import WorkerFigures
-from dynamo_box.protocol.request import KvCleared, KvEvent, KvRemoved, KvStored
+from dynamo_box.protocol.request import KvEvent
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import (
+    DISAGG,
     KV_EVENTS,
     EngineError,
     EngineInfo,
@@ -29,8 +27,11 @@ from engines.contract import (
 from engines.log import get_logger
 from engines.mock.cache import BlockPool
 from engines.mock.faults import EventFault, Fault, RequestFault, StartFault, parse_annotations, parse_fault
+from engines.mock.harm import after_flush, die, with_wrong_hashes
+from engines.mock.legs import Legs
 from engines.mock.options import MockOptions, parse_options, pool_blocks
-from engines.mock.scheduler import MockSequence, Scheduler
+from engines.mock.scheduler import Scheduler
+from engines.mock.sequence import MockSequence, Work
 from engines.mock.timing import Pace, step_seconds
 from engines.mock.tokens import ordinary_tokens
 
@@ -50,7 +51,8 @@ class MockEngine:
         self._request_fault: RequestFault | None = None
         self._event_faults: list[EventFault] = []
         self._dying: dict[int, RequestFault] = {}
-        self._prompt_tokens = self._cached_tokens = self._output_tokens = 0
+        self._prompt_tokens = self._cached_tokens = self._output_tokens = self._computed_prompt_tokens = 0
+        self._busy_s = 0.0
         self._requests = self._steps = 0
         self._rate, self._rate_at, self._rate_tokens = 0.0, 0.0, 0
 
@@ -71,7 +73,7 @@ class MockEngine:
         for done in range(1, START_STEPS + 1 if options.startup_s else 1):
             await asyncio.sleep(options.startup_s / START_STEPS)
             progress("pretending to load", done, START_STEPS, "steps")
-        self._options, self._sink = options, sink
+        self._options, self._sink, self._role = options, sink, spec.role
         self._pool = BlockPool(blocks)
         self._scheduler = Scheduler(
             self._pool,
@@ -82,6 +84,7 @@ class MockEngine:
             ordinary=ordinary,
             stop_after=options.stop_after,
         )
+        self._legs = Legs(options, self._scheduler, sink, self._wake.set, spec.model.block_size)
         self._loop = asyncio.get_running_loop()
         self._loop_task = self._loop.create_task(self._run())
         self._loop_task.add_done_callback(self._loop_ended)
@@ -90,7 +93,7 @@ class MockEngine:
             kv_blocks_total=blocks,
             kv_dtype=KV_DTYPE,
             context_length=spec.model.context_length,
-            capabilities=(KV_EVENTS,),
+            capabilities=(KV_EVENTS, DISAGG),
             versions={"mock": __version__},
         )
 
@@ -102,7 +105,7 @@ class MockEngine:
             faults = parse_annotations(sequence.annotations)
         except ValueError as error:
             raise RequestRejected(str(error)) from error
-        taken = self._scheduler.add(sequence)
+        taken = self._legs.add(sequence)
         self._requests += 1
         self._prompt_tokens += taken.prompt_tokens
         if self._request_fault is not None:
@@ -134,6 +137,13 @@ class MockEngine:
             requests=self._requests,
             steps=self._steps,
             tokens_per_s=self._token_rate(),
+            busy_s=self._busy_s,
+            computed_prompt_tokens=self._computed_prompt_tokens,
+            role=self._role,
+            handed_over=self._legs.handed_over,
+            taken_over=self._legs.taken_over,
+            handover_seconds=self._legs.handover_seconds,
+            transfers_failed=self._legs.failed,
         )
 
     def set_option(self, key: str, value: str) -> str:
@@ -154,6 +164,7 @@ class MockEngine:
             self._loop_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop_task
+            self._legs.close()
 
     def tamper(self, event: KvEvent) -> object | None:
         """The event as the faults in force would have it sent."""
@@ -163,7 +174,7 @@ class MockEngine:
         self._event_faults[0:1] = [EventFault(fault.kind, fault.count - 1)] if fault.count > 1 else []
         if fault.kind == "drop_events":
             return None
-        return ["no", "message"] if fault.kind == "garble_events" else _with_wrong_hashes(event)
+        return ["no", "message"] if fault.kind == "garble_events" else with_wrong_hashes(event)
 
     # the step loop
 
@@ -175,16 +186,24 @@ class MockEngine:
                 self._sink.step(work.ended, work.removed)
                 for output in work.ended:
                     self._dying.pop(output.key, None)
+            for sequence in work.arriving:
+                self._legs.take_over(sequence)
             if not work.shares:
                 self._wake.clear()
                 await self._wake.wait()
                 pace.restart()
                 continue
-            await pace.step(step_seconds(self._options, work.prefill_tokens, work.decoding))
+            seconds = step_seconds(self._options, work.step)
+            await pace.step(seconds)
+            self._harm_prefill(work)
+            self._legs.computed(work)
+            self._count(work, seconds)
             outputs, stored = self._scheduler.commit(work)
-            self._steps += 1
-            self._count(outputs)
+            self._output_tokens += len(outputs)
+            self._cached_tokens += sum(output.cached_tokens for output in outputs)
             self._sink.step(outputs, stored)
+            for sequence in work.prefilled:
+                self._legs.hand_over(sequence)
             if self._dying:
                 self._carry_out(outputs)
 
@@ -193,9 +212,10 @@ class MockEngine:
             log.error("the step loop failed", error=repr(error))
             self._sink.fatal(f"the mock's step loop failed: {error!r}")
 
-    def _count(self, outputs: list[Output]) -> None:
-        self._output_tokens += len(outputs)
-        self._cached_tokens += sum(output.cached_tokens for output in outputs)
+    def _count(self, work: Work, seconds: float) -> None:
+        self._steps += 1
+        self._busy_s += seconds
+        self._computed_prompt_tokens += work.prompt_tokens
 
     def _token_rate(self) -> float:
         """Output tokens a second over the last second or so."""
@@ -213,7 +233,7 @@ class MockEngine:
         if fault.kind == "fail_start":
             raise EngineError("told to fail the start")
         if fault.kind == "crash_start":
-            _crash()
+            die("crash")
         await asyncio.sleep(fault.seconds)
 
     def _put_in_force(self, fault: Fault) -> None:
@@ -221,18 +241,31 @@ class MockEngine:
         if isinstance(fault, EventFault):
             self._event_faults.append(fault)
         elif isinstance(fault, RequestFault):
-            if fault.kind != "stall" and fault.after is None:
-                _after_flush(_crash if fault.kind == "crash" else _freeze)
+            if fault.kind != "stall" and fault.after is None and fault.at is None:
+                after_flush(partial(die, fault.kind))
             else:
                 self._request_fault = fault
 
     def _afflict(self, sequence: MockSequence, fault: RequestFault) -> None:
-        if fault.kind == "stall":
+        if fault.at is not None:
+            if fault.leg == sequence.request.leg:
+                sequence.points[fault.at] = fault.kind
+        elif fault.kind == "stall":
             sequence.silent_after = fault.after or 0
         elif not fault.after:
-            _after_flush(_crash if fault.kind == "crash" else _freeze)
+            after_flush(partial(die, fault.kind))
         else:
             self._dying[sequence.request.key] = fault
+
+    def _harm_prefill(self, work: Work) -> None:
+        """Prefill legs that are to come to harm before they have a token, and have computed something."""
+        for sequence, _ in work.shares:
+            harm = sequence.points.get("prefill")
+            if harm == "stall":
+                sequence.silent_after = 0
+            elif harm is not None:
+                del sequence.points["prefill"]
+                die(harm)
 
     def _carry_out(self, outputs: list[Output]) -> None:
         """Crash or freeze once a sequence that is to bring this about has got its tokens, and they have
@@ -246,7 +279,7 @@ class MockEngine:
             self._dying[output.key] = RequestFault(fault.kind, left)
             if left <= 0:
                 del self._dying[output.key]
-                _after_flush(_crash if fault.kind == "crash" else _freeze)
+                after_flush(partial(die, fault.kind))
             elif output.finish is not None:
                 del self._dying[output.key]
 
@@ -256,30 +289,3 @@ def _option_fault(options: MockOptions) -> Fault | None:
         return parse_fault(options.fault)
     except ValueError as error:
         raise EngineError(f"the mock engine's option fault: {error}", permanent=True) from error
-
-
-def _with_wrong_hashes(event: KvEvent) -> KvEvent:
-    """Every bit of every hash is the wrong one; number and kind are right."""
-    if isinstance(event, KvCleared):
-        return event
-    wrong = tuple(value ^ 0xFFFF_FFFF_FFFF_FFFF for value in event.hashes)
-    if isinstance(event, KvRemoved):
-        return KvRemoved(event.event_id, wrong, event.tier)
-    return KvStored(event.event_id, wrong, event.parent, event.tier)
-
-
-def _after_flush(action: Callable[[], None]) -> None:
-    """Run `action` when what was sent in this turn of the loop is written, which is in the next one."""
-    loop = asyncio.get_running_loop()
-    loop.call_soon(loop.call_soon, action)
-
-
-def _crash() -> None:
-    log.warning("crashing, as told")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _freeze() -> None:
-    log.warning("freezing, as told")
-    sys.stderr.flush()
-    os.kill(os.getpid(), signal.SIGSTOP)

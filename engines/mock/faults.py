@@ -4,6 +4,13 @@ annotation `mock:…` (`nvext.annotations`).
     stall[:after=N]     the request produces nothing after its N-th token, until it is cancelled
     crash[:after=N]     the process kills itself, at once or when a request has got N tokens
     freeze[:after=N]    the process stops (SIGSTOP), at once or when a request has got N tokens
+    stall|crash|freeze:at=POINT  the same where a request in two legs has come to a point:
+        prefill       a prefill leg has begun, and has no token yet
+        first_token   its first token has been sent
+        handover      its KV could be claimed, if the word of it left
+        takeover      a decode leg has all blocks for the KV, which is arriving
+    fail_handover       the KV of a prefill leg can't be held for others
+    fail_takeover       the KV for a decode leg can't be loaded
     drop_events:N       the next N KV events are not sent: a gap in their numbers
     corrupt_events:N    the next N KV events carry wrong hashes
     garble_events:N     in place of the next N KV events come frames that are no messages
@@ -13,8 +20,8 @@ annotation `mock:…` (`nvext.annotations`).
     slow_start:S        the start takes S seconds more, without a word
     none                no fault
 
-Stall, and crash and freeze with `after`, are in force for every request that comes later, as an annotation
-for that request only. The start faults can only be given as an option.
+Stall, crash and freeze with `after` or `at`, and what fails a leg, are in force for every request that comes
+later, as an annotation for that request only. The start faults can only be given as an option.
 """
 
 from __future__ import annotations
@@ -22,19 +29,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dynamo_box.protocol.request import Leg
+
 ANNOTATION = "mock:"
 
-RequestFaultKind = Literal["stall", "crash", "freeze"]
+Point = Literal["prefill", "first_token", "handover", "takeover"]
+RequestFaultKind = Literal["stall", "crash", "freeze", "fail"]
+TransferFaultName = Literal["fail_handover", "fail_takeover"]
 EventFaultKind = Literal["drop_events", "corrupt_events", "garble_events"]
 StartFaultKind = Literal["refuse_start", "fail_start", "crash_start", "slow_start"]
 
 
 @dataclass(frozen=True)
 class RequestFault:
-    """`after` counts the request's own output tokens; None means at once."""
+    """`after` counts the request's own output tokens; without it and `at` it happens at once."""
 
     kind: RequestFaultKind
     after: int | None = None
+    at: Point | None = None
+
+    @property
+    def leg(self) -> Leg:
+        """The leg that comes to `at`."""
+        return "decode" if self.at == "takeover" else "prefill"
 
 
 @dataclass(frozen=True)
@@ -64,11 +81,14 @@ def parse_fault(text: str) -> Fault | None:
         _no_argument(name or "none", argument)
         return None
     if name == "stall":
-        return RequestFault("stall", _after(name, argument) or 0)
+        return _when("stall", argument)
     if name == "crash":
-        return RequestFault("crash", _after(name, argument))
+        return _when("crash", argument)
     if name == "freeze":
-        return RequestFault("freeze", _after(name, argument))
+        return _when("freeze", argument)
+    if name in get_args(TransferFaultName):
+        _no_argument(name, argument)
+        return RequestFault("fail", at="handover" if name == "fail_handover" else "takeover")
     if name == "drop_events":
         return EventFault("drop_events", _count(name, argument))
     if name == "corrupt_events":
@@ -85,8 +105,8 @@ def parse_fault(text: str) -> Fault | None:
         return StartFault("crash_start")
     if name == "slow_start":
         return StartFault("slow_start", seconds=_seconds(name, argument))
-    kinds = [*get_args(RequestFaultKind), *get_args(EventFaultKind), *get_args(StartFaultKind), "none"]
-    raise ValueError(f"no fault {name!r}; there are {', '.join(kinds)}")
+    named = ("stall", "crash", "freeze", *get_args(EventFaultKind), *get_args(StartFaultKind))
+    raise ValueError(f"no fault {name!r}; there are {', '.join((*named, *get_args(TransferFaultName), 'none'))}")
 
 
 def parse_annotations(annotations: tuple[str, ...]) -> list[Fault]:
@@ -111,13 +131,18 @@ def _no_argument(name: str, argument: str) -> None:
         raise ValueError(f"the fault {name} takes no argument")
 
 
-def _after(name: str, argument: str) -> int | None:
-    if not argument:
-        return None
+def _when(name: Literal["stall", "crash", "freeze"], argument: str) -> RequestFault:
     key, _, value = argument.partition("=")
+    if key == "at":
+        for point in get_args(Point):
+            if point == value:
+                return RequestFault(name, at=point)
+        raise ValueError(f"the fault {name} takes at={'|'.join(get_args(Point))}, not {argument!r}")
+    if not argument:
+        return RequestFault(name, 0 if name == "stall" else None)
     if key != "after" or not value.isdecimal():
-        raise ValueError(f"the fault {name} takes after=N, as in {name}:after=5, not {argument!r}")
-    return int(value)
+        raise ValueError(f"the fault {name} takes after=N or at=POINT, as in {name}:after=5, not {argument!r}")
+    return RequestFault(name, int(value))
 
 
 def _count(name: str, argument: str) -> int:

@@ -13,7 +13,13 @@ from engines.contract import EngineError
 
 
 class MockOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Rates are those of one replica; `speedup` divides all step times, "infinite" makes them nothing.
+    """`speedup` divides all times of steps and hand-overs, "infinite" makes them nothing.
+
+    `prefill_tokens_per_s` and `decode_ms` are those of one replica. With `parameters` they don't count, and what
+    follows it does (see timing.py); `flops_per_s`, `memory_bytes_per_s`, `link_bytes_per_s` and
+    `transfer_bytes_per_s` are those of each of its `tensor_parallel` GPUs, and `weights_bytes` is 2 a parameter where
+    nothing is said. `transfer_bytes_per_s`, which always counts, is for KV on its way to another worker, in each
+    direction.
 
     `kv_blocks` sizes the pool by itself, else the plan's KV bytes over `kv_bytes_per_token` do.
     `chunk_tokens` is how many prompt tokens one step computes at most. `stop_after` ends every sequence with
@@ -31,6 +37,38 @@ class MockOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vocab_size: int = 32_000
     stop_after: int | None = None
     fault: str = ""
+    parameters: float | None = None
+    width: int = 0
+    weights_bytes: float | None = None
+    tensor_parallel: int = 1
+    flops_per_s: float = 1979e12
+    flops_efficiency: float = 0.58
+    memory_bytes_per_s: float = 3.35e12
+    memory_efficiency: float = 0.75
+    link_bytes_per_s: float = 300e9
+    transfer_bytes_per_s: float = 55e9
+
+
+ABOVE_ZERO = (
+    "prefill_tokens_per_s",
+    "speedup",
+    "chunk_tokens",
+    "kv_blocks",
+    "kv_bytes_per_token",
+    "vocab_size",
+    "stop_after",
+    "parameters",
+    "weights_bytes",
+    "tensor_parallel",
+    "flops_per_s",
+    "flops_efficiency",
+    "memory_bytes_per_s",
+    "memory_efficiency",
+    "link_bytes_per_s",
+    "transfer_bytes_per_s",
+)
+NOT_NEGATIVE = ("decode_ms", "startup_s", "width")
+SHARES = ("flops_efficiency", "memory_efficiency")
 
 
 def parse_options(options: Mapping[str, bool | int | float | str]) -> MockOptions:
@@ -47,15 +85,13 @@ def parse_options(options: Mapping[str, bool | int | float | str]) -> MockOption
         parsed = msgspec.convert(options, MockOptions)
     except msgspec.ValidationError as error:
         raise EngineError(f"the mock engine's options: {error}", permanent=True) from error
-    _require(parsed.prefill_tokens_per_s > 0, "prefill_tokens_per_s must be above 0")
-    _require(parsed.decode_ms >= 0, "decode_ms can't be negative")
-    _require(isinstance(parsed.speedup, str) or parsed.speedup > 0, "speedup must be above 0, or infinite")
-    _require(parsed.startup_s >= 0, "startup_s can't be negative")
-    _require(parsed.chunk_tokens > 0, "chunk_tokens must be above 0")
-    _require(parsed.kv_blocks is None or parsed.kv_blocks > 0, "kv_blocks must be above 0")
-    _require(parsed.kv_bytes_per_token > 0, "kv_bytes_per_token must be above 0")
-    _require(parsed.vocab_size > 0, "vocab_size must be above 0")
-    _require(parsed.stop_after is None or parsed.stop_after > 0, "stop_after must be above 0")
+    values = msgspec.structs.asdict(parsed)
+    for key in (*ABOVE_ZERO, *NOT_NEGATIVE):
+        value = values[key]
+        if isinstance(value, int | float):
+            least = "can't be negative" if key in NOT_NEGATIVE else "must be above 0"
+            _require(value > 0 or (value == 0 and key in NOT_NEGATIVE), f"{key} {least}, not {value}")
+            _require(value <= 1 or key not in SHARES, f"{key} must be at most 1, not {value}")
     return parsed
 
 

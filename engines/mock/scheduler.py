@@ -4,97 +4,21 @@ A step is planned, takes its time, and is committed. Prompts are computed in chu
 left of its context to compute yields a token, which is then the one token to compute. Blocks are taken as
 they are needed; when there is none, the sequence that came last gives back its own, waits, and later computes
 its context again.
+
+A decode leg gets all its blocks at once and then waits for its KV, which somebody else has copied in and tells of
+(`arrived`); a prefill leg that has got its token keeps its blocks until they have been copied away (`handed_over`).
+Neither gives way to others.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
-from dataclasses import dataclass, field
 
 from dynamo_box.kv.hashing import chain_digests
-from dynamo_box.protocol.request import FinishReason, pack_tokens
-from engines.contract import Output, RemovedBlocks, SequenceRequest, StoredBlocks
+from dynamo_box.protocol.request import FinishReason, Transfer, pack_tokens
+from engines.contract import Output, SequenceRequest, StoredBlocks
 from engines.mock.cache import BlockPool
-from engines.mock.tokens import TokenStream
-
-
-class MockSequence:
-    """One sequence. `context` is the prompt and the output so far, `computed` how much of it has KV; `chain`
-    names its full blocks as far as known, `digests` those that it holds, and `opened` counts the blocks beyond
-    them. It makes no token beyond `silent_after`.
-    """
-
-    __slots__ = (
-        "cached_tokens",
-        "cancelled",
-        "chain",
-        "computed",
-        "context",
-        "digests",
-        "limit",
-        "opened",
-        "prompt_tokens",
-        "request",
-        "silent_after",
-        "stops",
-        "stream",
-    )
-
-    def __init__(self, request: SequenceRequest, limit: int, ordinary: range) -> None:
-        self.request = request
-        self.limit = limit
-        self.context = array("I", request.tokens)
-        self.prompt_tokens = len(request.tokens)
-        self.stream = TokenStream(pack_tokens(request.tokens), request.sampling, ordinary)
-        sampling = request.sampling
-        self.stops = frozenset(() if sampling.ignore_eos else sampling.stop_token_ids)
-        self.chain: list[bytes] = []
-        self.digests: list[bytes] = []
-        self.opened = 0
-        self.computed = 0
-        self.cached_tokens = 0
-        self.cancelled = False
-        self.silent_after: int | None = None
-
-    @property
-    def produced(self) -> int:
-        return len(self.context) - self.prompt_tokens
-
-    @property
-    def silent(self) -> bool:
-        return self.silent_after is not None and self.produced >= self.silent_after
-
-    @property
-    def remaining(self) -> int:
-        """Tokens whose KV is still to be computed."""
-        return len(self.context) - self.computed
-
-    @property
-    def decoding(self) -> bool:
-        return self.produced > 0 and self.remaining == 1
-
-
-@dataclass
-class Work:
-    """A planned step: how many tokens each sequence computes, and what the planning itself brought about."""
-
-    shares: list[tuple[MockSequence, int]] = field(default_factory=list)
-    evicted: list[bytes] = field(default_factory=list)
-    ended: list[Output] = field(default_factory=list)
-    preempted: bool = False
-
-    @property
-    def prefill_tokens(self) -> int:
-        return sum(tokens for sequence, tokens in self.shares if not sequence.decoding)
-
-    @property
-    def decoding(self) -> int:
-        return sum(sequence.decoding for sequence, _ in self.shares)
-
-    @property
-    def removed(self) -> list[RemovedBlocks]:
-        return [RemovedBlocks(tuple(self.evicted))] if self.evicted else []
+from engines.mock.sequence import MockSequence, Work
 
 
 class Scheduler:
@@ -121,11 +45,14 @@ class Scheduler:
         self._by_key: dict[int, MockSequence] = {}
         self._running: list[MockSequence] = []
         self._waiting: deque[MockSequence] = deque()
-        self._cancelled: list[MockSequence] = []
+        self._arriving: list[MockSequence] = []
+        self._leaving: list[MockSequence] = []
+        self._ending: list[tuple[MockSequence, FinishReason, str]] = []
 
     @property
     def running(self) -> int:
-        return len(self._running)
+        """Sequences that have blocks."""
+        return len(self._running) + len(self._arriving) + len(self._leaving)
 
     @property
     def waiting(self) -> int:
@@ -142,14 +69,17 @@ class Scheduler:
     def cancel(self, key: int) -> None:
         """The next `plan` ends it."""
         sequence = self._by_key.get(key)
-        if sequence is not None and not sequence.cancelled:
-            sequence.cancelled = True
-            self._cancelled.append(sequence)
+        if sequence is not None:
+            self._end_soon(sequence, "cancelled")
+
+    def fail(self, sequence: MockSequence, error: str) -> None:
+        """The next `plan` ends it."""
+        self._end_soon(sequence, "error", error)
 
     def plan(self) -> Work:
         """What the next step computes. Evictions and cancellations have happened when this returns."""
-        work = Work(ended=[self._end(sequence, "cancelled") for sequence in self._cancelled])
-        self._cancelled.clear()
+        work = Work(ended=[self._end(*ending) for ending in self._ending])
+        self._ending.clear()
         budget = self._chunk_tokens
         index = 0
         while index < len(self._running):  # which gets shorter at its end when one has to give way
@@ -168,30 +98,71 @@ class Scheduler:
         outputs: list[Output] = []
         stored: list[StoredBlocks] = []
         for sequence, tokens in work.shares:
-            if sequence.cancelled:
+            if sequence.ending:
                 continue
             sequence.computed += tokens
             self._seal_full_blocks(sequence, stored)
             if sequence.remaining == 0 and not sequence.silent:
                 outputs.append(self._produce(sequence))
+                if sequence.request.leg == "prefill" and outputs[-1].finish is None:
+                    self._running.remove(sequence)
+                    self._leaving.append(sequence)
+                    work.prefilled.append(sequence)
         return outputs, stored
+
+    # legs
+
+    def arrived(self, sequence: MockSequence) -> list[StoredBlocks]:
+        """The KV that a decode leg was waiting for is in its blocks, which became reusable. Nothing if the leg is about
+        to end.
+        """
+        stored: list[StoredBlocks] = []
+        if sequence in self._arriving and not sequence.ending:
+            sequence.computed = sequence.cached_tokens = max(sequence.computed, sequence.arriving)
+            self._seal_full_blocks(sequence, stored)
+            self.compute_instead(sequence)
+        return stored
+
+    def compute_instead(self, sequence: MockSequence) -> None:
+        """What has not arrived by now is computed."""
+        sequence.arriving = 0
+        if sequence in self._arriving:
+            self._arriving.remove(sequence)
+            self._running.append(sequence)
+
+    def handed_over(self, sequence: MockSequence, transfer: Transfer | None, error: str = "") -> list[Output]:
+        """The KV of a prefill leg has been copied away, or not for the reason `error`: it ends. Nothing if it has ended
+        or is about to.
+        """
+        if sequence not in self._leaving or sequence.ending:
+            return []
+        output = self._end(sequence, "prefilled", error)
+        output.transfer = transfer
+        return [output]
 
     # planning
 
     def _admit(self, budget: int, work: Work) -> None:
-        while self._waiting and budget > 0 and len(self._running) < self._max_batch:
+        while self._waiting and len(self._running) + len(self._arriving) < self._max_batch:
             sequence = self._waiting[0]
+            if budget <= 0 and not sequence.arriving:
+                return
             self._reuse_prefix(sequence)
-            tokens = min(budget, sequence.remaining)
+            tokens = sequence.remaining if sequence.arriving else min(budget, sequence.remaining)
             needed = self._blocks_missing(sequence, tokens)
             if needed > self.pool.available:
                 self._give_back(sequence)
                 return
             work.evicted += self.pool.open(needed)
             sequence.opened += needed
-            self._running.append(self._waiting.popleft())
+            self._waiting.popleft()
+            if sequence.arriving:
+                self._arriving.append(sequence)
+                work.arriving.append(sequence)
+                continue
+            self._running.append(sequence)
             work.shares.append((sequence, tokens))
-            budget -= tokens
+            budget -= 0 if sequence.decoding else tokens
 
     def _reuse_prefix(self, sequence: MockSequence) -> None:
         """Hold the blocks that are cached, but compute at least the last token: its output is needed."""
@@ -263,16 +234,20 @@ class Scheduler:
     def _finish(self, sequence: MockSequence, token: int) -> FinishReason | None:
         produced = sequence.produced
         if produced >= sequence.request.sampling.min_tokens and (
-            token in sequence.stops or produced == self._stop_after
+            token in sequence.stops or produced + sequence.said_before == self._stop_after
         ):
             return "stop"
         return "length" if produced >= sequence.limit else None
 
-    def _end(self, sequence: MockSequence, finish: FinishReason) -> Output:
+    def _end_soon(self, sequence: MockSequence, finish: FinishReason, error: str = "") -> None:
+        if not sequence.ending:
+            sequence.ending = True
+            self._ending.append((sequence, finish, error))
+
+    def _end(self, sequence: MockSequence, finish: FinishReason, error: str = "") -> Output:
         del self._by_key[sequence.request.key]
-        if sequence in self._running:
-            self._running.remove(sequence)
-        else:
-            self._waiting.remove(sequence)
+        for place in (self._running, self._arriving, self._leaving, self._waiting):
+            if sequence in place:
+                place.remove(sequence)
         self._give_back(sequence)
-        return Output(sequence.request.key, finish=finish)
+        return Output(sequence.request.key, finish=finish, error=error)

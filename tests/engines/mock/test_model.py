@@ -11,18 +11,18 @@ from worker_process import worker, worker_spec
 
 from engines.contract import EngineError
 from engines.mock.options import MockOptions, parse_options, pool_blocks
-from engines.mock.timing import step_seconds
+from engines.mock.timing import Step, step_seconds
 from engines.mock.tokens import ordinary_tokens
 
 
 def test_a_step_takes_its_prompt_tokens_and_one_token_time() -> None:
     options = MockOptions(prefill_tokens_per_s=1000, decode_ms=20)
-    assert step_seconds(options, 0, 0) == 0
-    assert step_seconds(options, 100, 0) == pytest.approx(0.1)
-    assert step_seconds(options, 0, 7) == pytest.approx(0.02)
-    assert step_seconds(options, 100, 1) == pytest.approx(0.12)
-    assert step_seconds(MockOptions(prefill_tokens_per_s=1000, speedup=10), 100, 0) == pytest.approx(0.01)
-    assert step_seconds(MockOptions(speedup="infinite"), 100, 5) == 0
+    assert step_seconds(options, Step()) == 0
+    assert step_seconds(options, Step(100)) == pytest.approx(0.1)
+    assert step_seconds(options, Step(0, 7, kv_tokens=7000)) == pytest.approx(0.02)
+    assert step_seconds(options, Step(100, 1)) == pytest.approx(0.12)
+    assert step_seconds(MockOptions(prefill_tokens_per_s=1000, speedup=10), Step(100)) == pytest.approx(0.01)
+    assert step_seconds(MockOptions(speedup="infinite"), Step(100, 5)) == 0
 
 
 def test_a_worker_keeps_to_its_rates(tmp_path: Path) -> None:
