@@ -1,4 +1,4 @@
-"""KV tiers of real boxes, with the real model: what comes back after sleep, restart and death, and who keeps out whom."""
+"""KV tiers of real boxes with the real model: what comes back after sleep, restart and death; who keeps out whom."""
 
 from __future__ import annotations
 
