@@ -29,6 +29,8 @@ VERBS = {
     "logs": Verb("logs", "Read the logs of every process, merged by time"),
     "restart": Verb("restart", "Drain and restart one process"),
     "drain": Verb("drain", "Let one worker finish and leave it stopped"),
+    "role": Verb("role", "Have a worker compute prompts, answers, or both"),
+    "disagg": Verb("disagg", "Show or change when prompts and answers part ways"),
     "sleep": Verb("sleep", "Put a model to sleep and free its memory"),
     "wake": Verb("wake", "Wake a model that sleeps"),
     "gms": Verb("gms", "Show the weight memory of each device"),

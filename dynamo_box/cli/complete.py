@@ -74,11 +74,12 @@ def _served_models() -> list[str]:
         return [model.name for model in client.snapshot(timeout_s=1.0).models]
 
 
-def _live_processes() -> list[str]:
+def _live_processes(kind: str = "") -> list[str]:
     from dynamo_box.control.client import ControlClient
 
     with ControlClient.connect(run_dir(), timeout_s=1.0) as client:
-        return [process.name for process in client.snapshot(timeout_s=1.0).processes]
+        processes = client.snapshot(timeout_s=1.0).processes
+    return [process.name for process in processes if kind in ("", process.kind)]
 
 
 def _logged_processes() -> list[str]:
@@ -96,9 +97,14 @@ def _topics() -> list[str]:
 stored_models = _quietly(_stored_models)
 served_models = _quietly(_served_models)
 live_processes = _quietly(_live_processes)
+live_workers = _quietly(lambda: _live_processes("worker"))
 logged_processes = _quietly(_logged_processes)
 topics = _quietly(_topics)
 
 
 def shells(incomplete: str) -> list[str]:
     return [shell for shell in ("bash", "zsh", "fish") if shell.startswith(incomplete)]
+
+
+def disagg_policies(incomplete: str) -> list[str]:
+    return [policy for policy in ("strict", "fallback", "conditional") if policy.startswith(incomplete)]

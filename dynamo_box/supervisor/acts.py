@@ -1,4 +1,6 @@
-"""What people may ask of the processes of a running box: restart or drain one, change a setting, cancel a request."""
+"""What people may ask of the processes of a running box: restart or drain one, change its role or a setting, cancel a
+request.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from dynamo_box.supervisor.child import Child
 
 FRONTEND = "frontend"
 WORKER = "worker"
-RESTARTED, DRAINED = "restarted", "drained"
+ROUTER = "router"
+ROLES = ("prefill", "decode", "aggregated")
+RESTARTED, DRAINED, REASSIGNED = "restarted", "drained", "given another role"
 COMMAND_TIMEOUT_S = 10.0
 
 
@@ -41,6 +45,8 @@ class Acts:
         self._changed = changed
         self._under_way: dict[str, str] = {}
         self._drained: dict[str, None] = {}
+        self._settings: dict[str, str] = {}
+        self._settled: int | None = None
 
     @property
     def drained(self) -> tuple[str, ...]:
@@ -94,9 +100,51 @@ class Acts:
             self._emit("warning" if unfinished else "info", name, f"{_outcome(unfinished)}; {back}")
         return f"{name} is {_outcome(unfinished)}; {back}"
 
+    async def set_role(self, name: str, role: str, drain_s: float) -> str:
+        """Let a worker finish what it runs, for at most `drain_s`, and serve in another role, with its weights where
+        they are; on return it does. In words for people.
+
+        Raises:
+            UsageError: it is no worker, or there is no such role.
+            BoxError: it serves on as before, or this is no time for it.
+        """
+        child = self._child(name)
+        if child.plan.kind != WORKER:
+            raise UsageError(f"{name} has no role: only workers have", remedy="`dynbox ps` shows which are")
+        if role not in ROLES:
+            raise UsageError(f"there is no role {role!r}", remedy=f"there are {', '.join(ROLES)}")
+        with self._alone(name, REASSIGNED):
+            was = child.plan.role
+            if was == role:
+                return f"{name} serves as {role} already"
+            self._emit("info", name, f"is to serve as {role} (running requests get {drain_s:g} s)")
+            answer = await child.set_role(role, drain_s)
+            if answer.error:
+                self._emit("warning", name, f"goes on as {was}: {answer.error}")
+                raise BoxError(f"{name} goes on as {was}: {answer.error}")
+            self._check_is_up()
+            self._emit("info", name, f"serves as {role}, was {was}")
+        return f"{name} serves as {role}, was {was}"
+
     async def set_option(self, name: str, key: str, value: str) -> str:
-        """Raises BoxError when the process refuses, or can't be asked."""
-        return await self._ask(self._child(name), lambda number: status.Set(number, key, value))
+        """What is set of the router stays set when it is restarted.
+
+        Raises:
+            BoxError: the process refuses, or can't be asked.
+        """
+        child = self._child(name)
+        text = await self._ask(child, lambda number: status.Set(number, key, value))
+        if child.plan.kind == ROUTER:
+            self._settings[key] = text.removeprefix(f"{key} ")
+            self._settled = child.pid
+        return text
+
+    def note_change(self, child: Child) -> None:
+        """A router in a new life hears what was set in an earlier one. Its answers are nobody's."""
+        if child.plan.kind == ROUTER and self._settings and child.is_ready and child.pid != self._settled:
+            self._settled = child.pid
+            for key, value in self._settings.items():
+                child.tell(status.Set(0, key, value))
 
     async def cancel(self, request_id: str) -> str:
         """Cancel a live request at the frontend, which knows all of them."""

@@ -329,6 +329,7 @@ class Box:
             if needed and self.state is BoxState.STARTING and not self._start_failed.done():
                 self._start_failed.set_result(child)
         self._reconsider()
+        self.acts.note_change(child)
         self.models.note_change()
         self.models.tell_frontends()
         self._notify()

@@ -100,6 +100,7 @@ class Child:
         self._heard_at: float | None = None
         self._suspected = False
         self._in_flight = 0
+        self._changes_role = False
         self.started = asyncio.Event()
         self._stop_wanted = asyncio.Event()
         self._ready = asyncio.Event()
@@ -145,10 +146,11 @@ class Child:
         if life is None:
             self._in_flight = 0
         elif not life.ended.done():
-            if self.state is State.READY:
+            if self.state is State.READY or self._changes_role:
                 self._in_flight = _requests_of(self.figures)  # a frozen one won't tell any more when it drains
                 if drain_s > 0:
-                    self._to(State.DRAINING)
+                    if self.state is State.READY:
+                        self._to(State.DRAINING)
                     life.send(status.Drain(drain_s))
                     await done_within(life.ended, drain_s)
             if not life.ended.done():
@@ -266,6 +268,35 @@ class Child:
                 self._ready.set()
         return woken
 
+    async def set_role(self, role: str, drain_s: float) -> status.Answer:
+        """Have a ready worker finish what it runs and serve as `role`, in this life and those to come. With an error in
+        the answer it serves on as before.
+
+        Raises:
+            NotRunning: it isn't ready, or ended meanwhile: it comes back in its old role.
+            TimedOut: it didn't keep the deadline; it is replaced, in its old role.
+        """
+        spec = self.plan.spec
+        if not self.is_ready or not isinstance(spec, WorkerSpec):
+            raise NotRunning(f"{self.name} is {self.state}", remedy="wait until `dynbox ps` shows it as ready")
+        self._changes_role = True
+        self._to(State.DRAINING)
+        limit_s = drain_s + ANSWER_MARGIN_S
+        try:
+            answer = await self._ask(lambda number: status.SetRole(number, role, drain_s), status.Answer, limit_s)
+        except TimedOut:
+            self._replace(f"didn't change its role within {limit_s:g} s")
+            raise
+        if self._is_still(State.DRAINING) and not self._stop_wanted.is_set():
+            self._changes_role = False
+            self.phase = ""
+            if not answer.error:
+                spec = msgspec.structs.replace(spec, role=role)
+                self.plan = msgspec.structs.replace(self.plan, role=role, spec=spec)
+            self._to(State.READY)
+            self._ready.set()
+        return answer
+
     def _is_still(self, state: State) -> bool:
         """After a wait, in which anything may have happened."""
         return self.state is state
@@ -309,7 +340,7 @@ class Child:
             await self._live()
             if self._stop_wanted.is_set():
                 return
-            if self.state not in (State.STARTING, State.READY):
+            if self.state not in (State.STARTING, State.READY) and not self._changes_role:
                 self._to(State.STOPPED)
                 self._emit("warning", f"{self.failure.cause if self.failure else 'ended'} while its model slept")
                 return
@@ -372,6 +403,7 @@ class Child:
         self._broken = ""
         self._heard_at, self._suspected = None, False
         self._linger = None
+        self._changes_role = False
         self.phase, self.progress, self.figures, self.info = "", None, None, {}
         self.life_began = self._loop.time()
         self.log.forget_recent()

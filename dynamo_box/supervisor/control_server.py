@@ -183,6 +183,9 @@ class _Client:
                 self._answer(request.id, _done(request.id, acts.restart(request.process, request.drain_s)))
             case control.Drain():
                 self._answer(request.id, _done(request.id, acts.drain(request.process, request.drain_s)))
+            case control.SetRole():
+                asked = acts.set_role(request.process, request.role, request.drain_s)
+                self._answer(request.id, _done(request.id, asked))
             case control.SetOption():
                 asked = acts.set_option(request.process, request.key, request.value)
                 self._answer(request.id, _done(request.id, asked))

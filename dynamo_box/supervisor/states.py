@@ -7,6 +7,8 @@ planned ─► starting ─► ready ─► draining ─► stopping ─► stop
                 │        │       asleep ─► waking ─► ready
                 ▼        ▼          └──► stopped                       (it died asleep; waking starts it)
               starting  fatal ─► starting
+
+A worker also drains to change its role: then it is ready again, or, if it died meanwhile, has failed like a ready one.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.PLANNED: frozenset({State.STARTING, State.STOPPED}),
     State.STARTING: frozenset({State.READY, State.BACKOFF, State.FATAL, State.STOPPING, State.STOPPED}),
     State.READY: frozenset({State.DRAINING, State.STOPPING, State.BACKOFF, State.FATAL, State.STOPPED}),
-    State.DRAINING: frozenset({State.STOPPING, State.STOPPED, State.READY, State.ASLEEP}),
+    State.DRAINING: frozenset({State.STOPPING, State.STOPPED, State.READY, State.ASLEEP, State.BACKOFF, State.FATAL}),
     State.ASLEEP: frozenset({State.WAKING, State.STOPPING, State.STOPPED}),
     State.WAKING: frozenset({State.READY, State.ASLEEP, State.STOPPING, State.STOPPED}),
     State.STOPPING: frozenset({State.STOPPED}),

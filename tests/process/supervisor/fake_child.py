@@ -13,6 +13,8 @@ running:N            report that N requests run
 blocks:N             report that N blocks lie in the host tier of KV
 offers:N             report that N blocks were given to it
 busy                 have three requests in flight that no drain sees the end of
+no-legs              refuse another role
+dies-of:ROLE         exit when it is to serve as that
 stubborn             ignore TERM, Drain and Stop
 daemon               leave a double-forked grandchild in a session of its own that ignores TERM
 bare-daemon          the same, with an empty environment
@@ -39,7 +41,7 @@ from dynamo_box.discovery.instances import Instance, announce, process_start_tim
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import KvStoreFigures, TierFigures, WorkerFigures, WorkerTiers
 from dynamo_box.protocol.framing import BlockingChannel, status_socket_from_environment
-from dynamo_box.protocol.spec import WorkerSpec
+from dynamo_box.protocol.spec import ChildSpec, WorkerSpec
 
 RUN_DIR = Path(os.environ["DYNBOX_RUN_DIR"])
 NAME = os.environ["DYNBOX_PROCESS"]
@@ -68,7 +70,7 @@ def main(words: list[str]) -> int:
             channel.send(status.Report(WorkerFigures(tiers=offered)))
         if word.startswith("exit-when-ready:"):
             return int(word.partition(":")[2])
-    return obey(channel, stubborn="stubborn" in words, in_flight=3 if "busy" in words else 0)
+    return obey(channel, words, start.spec)
 
 
 def before_ready(
@@ -108,15 +110,29 @@ def before_ready(
     return None
 
 
-def obey(channel: BlockingChannel[status.ParentMessage], *, stubborn: bool, in_flight: int) -> int:
+def obey(channel: BlockingChannel[status.ParentMessage], words: list[str], spec: ChildSpec) -> int:
+    stubborn, in_flight = "stubborn" in words, 3 if "busy" in words else 0
     while True:
         match channel.receive():
             case status.Set(id=number, key=key, value=value):
                 known = key in ("mode", "clear")
+                if known:
+                    with (RUN_DIR / f"{NAME}.settings").open("a") as file:
+                        file.write(f"{key} {value}\n")
                 channel.send(status.Answer(number, "" if known else f"no setting {key}", value))
             case status.Tiers() as told:
                 with (RUN_DIR / f"{NAME}.told").open("ab") as file:
                     file.write(msgspec.json.encode(told) + b"\n")
+            case status.SetRole(id=number, role=role):
+                assert isinstance(spec, WorkerSpec)
+                if f"dies-of:{role}" in words:
+                    return 1
+                if "busy" in words:
+                    channel.send(status.Draining(in_flight))
+                    continue
+                if "no-legs" not in words:
+                    announce(RUN_DIR / "instances", instance(msgspec.structs.replace(spec, role=role)))
+                channel.send(status.Answer(number, "its engine has no legs" if "no-legs" in words else ""))
             case status.CancelRequest(id=number, request_id=request_id):
                 channel.send(status.Answer(number, text=f"cancelled {request_id}"))
             case status.Drain():

@@ -87,7 +87,7 @@ def test_every_state_can_be_stopped_and_started_again() -> None:
         (State.PLANNED, State.READY),
         (State.FATAL, State.READY),
         (State.STOPPED, State.BACKOFF),
-        (State.DRAINING, State.BACKOFF),
+        (State.DRAINING, State.WAKING),
         (State.ASLEEP, State.READY),
     ],
 )
