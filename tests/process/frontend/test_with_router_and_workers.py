@@ -4,71 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-from frontend_peers import Child, FrontendUnderTest, scenario
+from frontend_peers import scenario
+from real_box import running
 
-from dynamo_box.discovery.instances import withdraw
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import RouterFigures
-from dynamo_box.protocol.spec import RouterSpec, WorkerSpec
 
 LONG = "a prompt that is long enough to fill several blocks of the cache, " * 4
-
-
-class Box:
-    def __init__(self, frontend: FrontendUnderTest, root: Path) -> None:
-        self.frontend = frontend
-        self._root = root
-        self.children: dict[str, Child] = {}
-
-    async def add_router(self) -> Child:
-        spec = RouterSpec("router", str(self.frontend.run_dir.root), (self.frontend.model,))
-        return await self._add("dynamo_box.router", spec)
-
-    async def add_worker(self, name: str, **options: Any) -> Child:
-        spec = WorkerSpec(
-            name=name,
-            model=self.frontend.model,
-            engine="mock",
-            role="aggregated",
-            run_dir=str(self.frontend.run_dir.root),
-            threads=1,
-            device="cpu",
-            kv_bytes=0,
-            max_batch=64,
-            options={"kv_blocks": 256, "speedup": "infinite", **options},
-        )
-        return await self._add("engines.mock", spec)
-
-    async def _add(self, module: str, spec: RouterSpec | WorkerSpec) -> Child:
-        child = self.children[spec.name] = await Child.start(module, spec, self._root / f"{spec.name}.log")
-        await child.expect(status.Ready)
-        return child
-
-    async def kill(self, name: str) -> None:
-        """`kill -9`, and what the supervisor does on hearing of it."""
-        child = self.children.pop(name)
-        child.process.kill()
-        await child.exit_status()
-        withdraw(self.frontend.run_dir.instances, name)
-        child.channel.close()
-
-
-@asynccontextmanager
-async def running(root: Path, model: Path, workers: int = 2, **options: Any) -> AsyncIterator[Box]:
-    async with FrontendUnderTest(root, model) as frontend:
-        box = Box(frontend, root)
-        try:
-            await asyncio.gather(box.add_router(), *(box.add_worker(f"w{n}", **options) for n in range(workers)))
-            await frontend.expect(status.Ready)
-            await frontend.until_healthy()
-            yield box
-        finally:
-            await asyncio.gather(*(child.close() for child in box.children.values()))
 
 
 def test_the_second_request_goes_where_the_first_left_its_blocks(tmp_path: Path, tiny_model: Path) -> None:
