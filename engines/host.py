@@ -6,6 +6,7 @@
     shell_announce.py  the instance file by which router and frontend find the worker
     shell_canary.py    a prompt whose answer must not change
     shell_sleep.py     giving memory back and taking it again, with the process alive
+    shell_role.py      serving as something else, with the process alive
 
 A worker ends in one way only: somebody resolves its `Ending` (the first one counts), and `_shut_down` carries
 it out. Those who may: the supervisor (Stop, Drain, or its end of the socket closing), SIGTERM, and the engine
@@ -29,8 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import framing, status
+from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.framing import Channel
 from dynamo_box.protocol.request import Load
 from dynamo_box.protocol.spec import WorkerSpec
@@ -40,6 +44,7 @@ from engines.shell_announce import Announcement, describe
 from engines.shell_canary import Canary
 from engines.shell_events import EventFeed, TampersWithEvents
 from engines.shell_requests import PeerConnection, Requests
+from engines.shell_role import CHANGING, Role
 from engines.shell_sleep import SleepCycle
 from engines.shell_status import FIGURES_INTERVAL_S, FiguresReport, StartProgress
 
@@ -94,6 +99,7 @@ class Worker:
         self._engine_started = False
         self._canary = Canary(engine)
         self._sleep: SleepCycle | None = None
+        self._role: Role | None = None
         self._serving = False
         self._draining = False
         self._drain_timer: asyncio.TimerHandle | None = None
@@ -109,10 +115,8 @@ class Worker:
         self._loop.add_signal_handler(signal.SIGTERM, self._end, Ending(0, "worker is stopping"))
         self._feed = EventFeed(self._engine.cached_blocks, self._load)
         self._requests = Requests(self._engine, self._on_fall)
-        _, self._status = await self._loop.create_unix_connection(
-            lambda: Channel(status.parent_decoder, self._on_command, self._on_supervisor_gone),
-            sock=status_socket,
-        )
+        self._status = Channel(status.parent_decoder, self._on_command, self._on_supervisor_gone)
+        await self._loop.create_unix_connection(lambda: self._status, sock=status_socket)
         start = self._loop.create_task(self._start())
         ending = await self._over
         start.cancel()
@@ -175,6 +179,7 @@ class Worker:
         await sleep.remember()
         run_dir = RunDir(Path(spec.run_dir))
         self._socket_path = run_dir.worker_socket(spec.name)
+        self._requests.capabilities = info.capabilities
         instance = describe(spec, info, self._socket_path)
         listening = framing.listen_unix(self._socket_path)
         self._server = await framing.serve_channels(
@@ -183,8 +188,9 @@ class Worker:
         self._announcement = Announcement(run_dir.instances, instance)
         sleep.announcement = self._announcement
         self._sleep = sleep
+        self._role = Role(self, info, self._requests, self._announcement)
         self._serving = True
-        self._report = FiguresReport(self._status, self._canary.figures)
+        self._report = FiguresReport(self._status, self._figures)
         self._status.send(status.Ready(_shown(info)))
         self._tick()
         log.info("ready", engine=spec.engine, kv_blocks=info.kv_blocks_total)
@@ -193,6 +199,10 @@ class Worker:
         if not self._over.done():
             self._loop.call_later(FIGURES_INTERVAL_S, self._tick)
             self._report.tick(self._loop.time())
+
+    def _figures(self) -> WorkerFigures:
+        role = self._role.now if self._role is not None else ""
+        return msgspec.structs.replace(self._canary.figures(), role=role)
 
     def _load(self) -> Load:
         figures = self._canary.figures()
@@ -213,6 +223,8 @@ class Worker:
             self._status.send(self._set_option(message))
         elif isinstance(message, status.Sleep | status.Wake):
             self._sleep_or_wake(message)
+        elif isinstance(message, status.SetRole):
+            self._set_role(message)
         elif isinstance(message, status.CancelRequest):
             self._status.send(self._cancel_request(message))
         else:
@@ -222,12 +234,24 @@ class Worker:
         answer = status.Slept if isinstance(message, status.Sleep) else status.Woken
         if self._draining:
             self._status.send(answer(message.id, error="the worker is draining"))
-        elif self._sleep is None:
+        elif self._sleep is None or self._role is None:
             self._status.send(answer(message.id, error="the worker is not ready yet"))
+        elif self._role.changing:
+            self._status.send(answer(message.id, error=f"the {CHANGING}"))
         elif isinstance(message, status.Sleep):
             self._sleep.sleep(message)
         else:
             self._sleep.wake(message)
+
+    def _set_role(self, message: status.SetRole) -> None:
+        if self._draining:
+            self._status.send(status.Answer(message.id, error="the worker is draining"))
+        elif self._sleep is None or self._role is None:
+            self._status.send(status.Answer(message.id, error="the worker is not ready yet"))
+        elif self._sleep.doing:
+            self._status.send(status.Answer(message.id, error=f"the worker is {self._sleep.doing}"))
+        else:
+            self._role.set(message, asleep=self._sleep.asleep)
 
     def _take_spec(self, message: status.Start) -> None:
         if self._spec.done():
@@ -267,8 +291,7 @@ class Worker:
         deadline_s = min(max(0.0, deadline_s), LONGEST_DRAIN_S)
         ending = Ending(0, "worker is draining")
         self._draining = True
-        if self._sleep is not None:
-            self._sleep.abandon()
+        self._abandon_changes()
         if self._announcement is not None:
             self._announcement.withdraw()
         self._requests.refuse_new(ending.told)
@@ -277,6 +300,13 @@ class Worker:
         self._drain_timer = self._loop.call_later(deadline_s, self._end, ending)
         faulthandler.dump_traceback_later(deadline_s + EXIT_WATCHDOG_S, exit=True)
         self._on_fall(self._requests.in_flight)
+
+    def _abandon_changes(self) -> None:
+        """What it is becoming: the process ends."""
+        if self._sleep is not None:
+            self._sleep.abandon()
+        if self._role is not None:
+            self._role.abandon()
 
     def _on_fall(self, in_flight: int) -> None:
         if self._draining:
@@ -291,8 +321,7 @@ class Worker:
     async def _shut_down(self, ending: Ending) -> None:
         faulthandler.dump_traceback_later(EXIT_WATCHDOG_S, exit=True)
         self._draining = False
-        if self._sleep is not None:
-            self._sleep.abandon()
+        self._abandon_changes()
         if ending.failed is not None:
             self._status.send(ending.failed)
         if self._announcement is not None:

@@ -6,6 +6,8 @@ import asyncio
 import os
 from pathlib import Path
 
+import msgspec
+
 from dynamo_box.discovery.instances import Instance, announce, process_start_time, withdraw
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import EngineError, EngineInfo
@@ -26,6 +28,15 @@ class Announcement:
         self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)
         self.renew()
 
+    @property
+    def role(self) -> str:
+        """What the worker serves as; another is said by the next `renew`."""
+        return self._instance.role
+
+    @role.setter
+    def role(self, role: str) -> None:
+        self._instance = msgspec.structs.replace(self._instance, role=role)
+
     def withdraw(self) -> None:
         """Remove the file, for good or until `renew`."""
         self._timer.cancel()
@@ -38,11 +49,11 @@ class Announcement:
         """Write it again after `withdraw`.
 
         Raises:
-            OSError: it can't be written.
+            OSError: it can't be written now; that is tried again until `withdraw`.
         """
         self._timer.cancel()
-        announce(self._directory, self._instance)
         self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)
+        announce(self._directory, self._instance)
 
     def _check(self) -> None:
         self._timer = self._loop.call_later(CHECK_INTERVAL_S, self._check)

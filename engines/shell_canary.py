@@ -22,7 +22,9 @@ from engines.contract import Engine, EngineError, Output, RequestRejected, Seque
 ANSWER_TOKENS = 2
 _PROMPT = (3, 7, 11, 5, 13, 9, 4, 6)
 """Ids that any vocabulary has; what they mean is of no account."""
-_COUNTERS = ("prompt_tokens", "cached_tokens", "output_tokens", "requests", "errors", "steps")
+_COUNTERS = (
+    "prompt_tokens", "computed_prompt_tokens", "cached_tokens", "output_tokens", "requests", "errors", "steps",
+)  # fmt: skip
 
 
 class Canary:

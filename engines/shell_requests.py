@@ -24,7 +24,7 @@ from dynamo_box.protocol.request import (
     peer_decoder,
     unpack_tokens,
 )
-from engines.contract import Engine, Output, RequestRejected, SequenceRequest
+from engines.contract import DISAGG, Engine, Output, RequestRejected, SequenceRequest
 from engines.log import get_logger
 from engines.shell_events import EventFeed
 
@@ -100,7 +100,9 @@ class _Sequence:
 
 
 class Requests:
-    """Every sequence in flight. `on_fall` hears the new number whenever one or more have ended."""
+    """Every sequence in flight. `on_fall` hears the new number whenever one or more have ended. `capabilities` are
+    those of the engine, once it has started.
+    """
 
     def __init__(self, engine: Engine, on_fall: Callable[[int], None]) -> None:
         self._engine = engine
@@ -110,6 +112,7 @@ class Requests:
         self._connections: set[PeerConnection] = set()
         self._refusal = ""
         self._idle = asyncio.Event()
+        self.capabilities: tuple[str, ...] = ()
 
     @property
     def in_flight(self) -> int:
@@ -163,7 +166,7 @@ class Requests:
             return
         key = next(self._keys)
         try:
-            sequence = _checked(connection, message, key)
+            sequence = _checked(connection, message, key, self.capabilities)
             self._live[key] = _Sequence(connection, message.id, message.request_id)
             connection.streams[message.id] = key
             self._engine.submit(sequence)
@@ -264,7 +267,7 @@ class Requests:
         connection.channel.send(Step([delta]))
 
 
-def _checked(connection: PeerConnection, message: Generate, key: int) -> SequenceRequest:
+def _checked(connection: PeerConnection, message: Generate, key: int, capabilities: tuple[str, ...]) -> SequenceRequest:
     """The request as the engine wants it.
 
     Raises:
@@ -276,6 +279,8 @@ def _checked(connection: PeerConnection, message: Generate, key: int) -> Sequenc
         raise RequestRejected(f"max_tokens must be at least 1, not {message.sampling.max_tokens}")
     if len(message.isolation) != ISOLATION_BYTES:
         raise RequestRejected(f"the isolation key has {len(message.isolation)} bytes instead of {ISOLATION_BYTES}")
+    if message.leg != "whole" and DISAGG not in capabilities:
+        raise RequestRejected(f"this worker's engine does not serve {message.leg} legs: it lacks {DISAGG!r}")
     if not message.tokens:
         raise RequestRejected("the prompt is empty")
     try:

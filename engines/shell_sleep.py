@@ -75,6 +75,15 @@ class SleepCycle:
         self._task: asyncio.Task[None] | None = None
         self._doing = ""
 
+    @property
+    def doing(self) -> str:
+        """What it is in the middle of, "" if nothing."""
+        return self._doing
+
+    @property
+    def asleep(self) -> bool:
+        return self._asleep
+
     async def remember(self) -> None:
         """Ask the canary for the first time: what it says now it must say after every wake.
 
@@ -112,9 +121,15 @@ class SleepCycle:
         self._task = asyncio.get_running_loop().create_task(work)
         self._task.add_done_callback(self._done)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _answer(self, message: status.Slept | status.Woken) -> None:
+        """At the end of a transition: what is asked for next, on hearing this, may begin."""
         self._doing = ""
-        self._task = None
+        self._host.send(message)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if self._task is task:
+            self._doing = ""
+            self._task = None
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("sleep or wake failed", error=f"{type(error).__name__}: {error}")
             self._host.fatal(f"{type(error).__name__}: {error}")
@@ -132,7 +147,7 @@ class SleepCycle:
         if not await self._requests.idle(patience):
             left = self._requests.in_flight
             self._serve_again()
-            self._host.send(status.Slept(message.id, error=f"{left} requests still run", unfinished=left))
+            self._answer(status.Slept(message.id, error=f"{left} requests still run", unfinished=left))
             return
         drained = time.perf_counter()
         try:
@@ -146,18 +161,18 @@ class SleepCycle:
             else:
                 log.warning("the engine did not fall asleep", cause=error.cause)
                 self._serve_again()
-                self._host.send(status.Slept(message.id, error=error.cause))
+                self._answer(status.Slept(message.id, error=error.cause))
         else:
             self._asleep = True
             phases = {"drain": drained - began, **report.phases}
             log.info("asleep", kv_bytes=report.kv_bytes, weights_bytes=report.weights_bytes, phases=phases)
-            self._host.send(
+            self._answer(
                 status.Slept(message.id, kv_bytes=report.kv_bytes, weights_bytes=report.weights_bytes, phases=phases)
             )
 
     def _fail(self, number: int, cause: str) -> None:
         """It is neither awake nor asleep, and only a new process can be either."""
-        self._host.send(status.Slept(number, error=cause))
+        self._answer(status.Slept(number, error=cause))
         self._host.fatal(cause)
 
     def _serve_again(self) -> None:
@@ -189,7 +204,7 @@ class SleepCycle:
             self._sleep_on(message.id, f"the worker can't be announced: {error}", broken=False)
         else:
             log.info("awake", phases=phases)
-            self._host.send(status.Woken(message.id, phases=phases))
+            self._answer(status.Woken(message.id, phases=phases))
         finally:
             # A drain that came meanwhile has set the watchdog for its own end.
             if not self._host.ending:
@@ -197,7 +212,7 @@ class SleepCycle:
 
     def _sleep_on(self, number: int, cause: str, *, broken: bool) -> None:
         log.error("the worker did not wake", cause=cause, broken=broken)
-        self._host.send(status.Woken(number, error=cause, broken=broken))
+        self._answer(status.Woken(number, error=cause, broken=broken))
 
     async def _serve_as_before(self, deadline_s: float, sleeper: Sleeper) -> dict[str, float]:
         """Seconds by phase."""

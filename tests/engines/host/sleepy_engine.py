@@ -10,6 +10,7 @@ import asyncio
 from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import (
+    DISAGG,
     SLEEP,
     ClearedBlocks,
     EngineError,
@@ -28,8 +29,9 @@ class SleepyEngine:
     async def start(self, spec: WorkerSpec, sink: Sink, progress: ReportProgress) -> EngineInfo:
         self.sink, self.manner = sink, spec.options.get("manner")
         self.asleep, self.wakes, self.requests, self.tokens = False, 0, 0, 0
+        capabilities = (SLEEP,) if self.manner == "whole requests only" else (SLEEP, DISAGG)
         return EngineInfo(
-            spec.model.block_size, kv_blocks_total=1, kv_dtype="none", context_length=100, capabilities=(SLEEP,)
+            spec.model.block_size, kv_blocks_total=1, kv_dtype="none", context_length=100, capabilities=capabilities
         )
 
     def submit(self, sequence: SequenceRequest) -> None:
