@@ -89,7 +89,7 @@ def parse_options(options: Mapping[str, bool | int | float | str]) -> MockOption
     for key in (*ABOVE_ZERO, *NOT_NEGATIVE):
         value = values[key]
         if isinstance(value, int | float):
-            least = "can't be negative" if key in NOT_NEGATIVE else "must be above 0"
+            least = "must be at least 0" if key in NOT_NEGATIVE else "must be above 0"
             _require(value > 0 or (value == 0 and key in NOT_NEGATIVE), f"{key} {least}, not {value}")
             _require(value <= 1 or key not in SHARES, f"{key} must be at most 1, not {value}")
     return parsed

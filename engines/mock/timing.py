@@ -13,10 +13,10 @@ and for values, for each pair of a token and one before it, in each layer: `widt
 read once a step, KV once for each sequence. Two all-reduces a layer move 2 × (n - 1) / n × 2 bytes × hidden size a
 token over each GPU's link (Shoeybi et al. 2019; a ring).
 
-The sum, rather than the largest of the three, is what measurements look like: with Llama 3.3 70B FP8 the formula and
-the figures below come within 6 % of the TensorRT-LLM 1.0 performance overview on two H100 (prompt/output tokens
-2048/128, 500/2000, 1000/1000), and within 20 % on one H200, where it is too slow. `tests/engines/mock/test_timing.py`
-has the comparison.
+The sum, rather than the largest of the three, is what measurements look like. With the figures below and a full batch
+it gives the output tokens a second of Llama 3.3 70B FP8 in TensorRT-LLM's performance overview (1.0; seven lengths of
+prompt and answer from 128/2048 to 20000/2000) within 6 % on two H100, and 3 to 15 % too few on one H200:
+`tests/engines/mock/test_timing.py`.
 
                         H100 SXM 80 GB    H200 SXM 141 GB
     flops_per_s             1979e12           1979e12     dense FP8; bfloat16 has half (NVIDIA's data sheets)
@@ -24,8 +24,8 @@ has the comparison.
     link_bytes_per_s        300e9             300e9       NVLink 4 has 450e9 each way; two thirds are reached
     transfer_bytes_per_s    55e9              55e9        PCIe 5.0 x16: 63e9 by the standard, 55e9 by nvbandwidth
     flops_efficiency        0.58              0.58        fitted to 2048/128 on one H200: 442 output tokens/s
-    memory_efficiency       0.75              0.75        51.14 tokens/s at batch 1 on one H200 (NVIDIA's blog, December
-                                                          2024): 70.6e9 / 4.8e12 s of the 19.6 ms are the weights
+    memory_efficiency       0.75              0.75        51.14 tokens/s of one request on one H200 (NVIDIA's blog,
+                                                          December 2024): 19.6 ms, 70.6e9 / 4.8e12 = 14.7 ms if perfect
 
     Llama 3.3 70B (its config.json): 80 layers, hidden size 8192, 8 KV heads of 128
     parameters 70.6e9 · width 80 × 8192 = 655360 · weights_bytes 70.6e9 in FP8, 141.2e9 in bfloat16

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_box.kv.hashing import chain_digests
-from dynamo_box.protocol.request import Sampling, pack_tokens
+from dynamo_box.protocol.request import Sampling, Transfer, pack_tokens
 from engines.contract import Output, RemovedBlocks, SequenceRequest, StoredBlocks
 from engines.mock.cache import BlockPool
 from engines.mock.scheduler import Scheduler
+from engines.mock.sequence import MockSequence
 
 KEY = b"k" * 32
 SIZE = 4
@@ -220,3 +222,87 @@ def test_any_mix_ends_with_each_its_own_output_and_an_index_that_adds_up(
         assert tokens == undisturbed[: len(tokens)]
         if told.finish[key] == "length":
             assert len(tokens) == min(each.sampling.max_tokens, engine.longest - len(each.tokens))
+
+
+class LegsAtRandom:
+    """One scheduler whose legs' KV takes any number of steps to leave or to arrive, and sometimes never does."""
+
+    def __init__(self, engine: Scheduler, chance: random.Random, *, failing: bool) -> None:
+        self.engine, self.chance, self.failing, self.told = engine, chance, failing, Told()
+        self.copying: list[tuple[MockSequence, bool]] = []
+        self.computed = 0
+
+    def step(self) -> bool:
+        work = self.engine.plan()
+        self.told.add(work.ended, work.removed)
+        self.copying += [(sequence, False) for sequence in work.arriving]
+        copied = self.chance.random() < 0.5 and self._copied()  # while the step computes
+        self.computed += work.prompt_tokens
+        self.told.add(*self.engine.commit(work))
+        self.copying += [(sequence, True) for sequence in work.prefilled]
+        assert set(self.engine.pool.cached()) == self.told.index
+        self.engine.pool.check_integrity()
+        copied = copied or (not work.shares and self._copied())
+        return bool(work.shares or work.ended or copied)
+
+    def _copied(self) -> bool:
+        if not self.copying:
+            return False
+        sequence, leaving = self.copying.pop(self.chance.randrange(len(self.copying)))
+        if leaving:
+            self.told.add(self.engine.handed_over(sequence, Transfer(b"k" * 16, 1)), [])
+        elif self.failing and self.chance.random() < 0.3:
+            self.engine.compute_instead(sequence)
+        else:
+            self.told.add([], self.engine.arrived(sequence))
+        return True
+
+    def run_out(self) -> None:
+        for _ in range(100_000):
+            if not self.step():
+                assert (self.engine.running, self.engine.waiting, self.engine.pool.used) == (0, 0, 0)
+                return
+        raise AssertionError("it never comes to an end")
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    blocks=st.sampled_from([10, 12, 20, 500]),
+    max_batch=st.integers(1, 5),
+    failing=st.booleans(),
+)
+def test_any_mix_of_legs_ends_with_what_one_leg_would_have_said_and_leaks_nothing(
+    seed: int, blocks: int, max_batch: int, failing: bool
+) -> None:
+    chance = random.Random(seed)
+    prefill = LegsAtRandom(scheduler(blocks, max_batch=max_batch), chance, failing=failing)
+    decode = LegsAtRandom(scheduler(blocks, max_batch=max_batch), chance, failing=failing)
+    prompts = {key: [chance.randrange(2)] * chance.randrange(1, 20) for key in range(chance.randrange(1, 10))}
+    cancelled: set[int] = set()
+    for key, prompt in prompts.items():
+        prefill.engine.add(msgspec.structs.replace(request(key, prompt, 12), leg="prefill"))
+        if chance.random() < 0.15:
+            cancelled.add(key)
+            prefill.engine.cancel(key)
+        prefill.step()
+    prefill.run_out()
+    for key, prompt in prompts.items():
+        assert prefill.told.finish[key] == ("cancelled" if key in cancelled else "prefilled")
+        first = prefill.told.outputs[key]
+        if key in cancelled:
+            continue
+        assert len(first) == 1
+        leg = msgspec.structs.replace(
+            request(key, prompt + first, 11), leg="decode", transfer=Transfer(b"k" * 16, len(prompt))
+        )
+        decode.engine.add(leg)
+        if chance.random() < 0.15:
+            cancelled.add(key)
+            decode.engine.cancel(key)
+        decode.step()
+    decode.run_out()
+    for key, prompt in prompts.items():
+        whole, tokens = alone(prompt, 12), prefill.told.outputs[key] + decode.told.outputs.get(key, [])
+        assert tokens == (whole[: len(tokens)] if key in cancelled else whole)
+    if blocks == 500 and not failing:
+        assert decode.computed == 0, "there was room for all, so nobody computed what had arrived"

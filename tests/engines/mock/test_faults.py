@@ -53,6 +53,10 @@ def stored(peer: Peer, count: int) -> list[KvStored]:
         ("crash", RequestFault("crash", None)),
         ("crash:after=5", RequestFault("crash", 5)),
         ("freeze:after=1", RequestFault("freeze", 1)),
+        ("stall:at=takeover", RequestFault("stall", at="takeover")),
+        ("crash:at=first_token", RequestFault("crash", at="first_token")),
+        ("fail_handover", RequestFault("fail", at="handover")),
+        ("fail_takeover", RequestFault("fail", at="takeover")),
         ("drop_events:3", EventFault("drop_events", 3)),
         ("corrupt_events:1", EventFault("corrupt_events", 1)),
         ("refuse_start:no GPU: none", StartFault("refuse_start", cause="no GPU: none")),
@@ -65,7 +69,17 @@ def test_the_language(text: str, fault: Any) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["stall:5", "crash:after=-1", "crash:after=x", "drop_events", "drop_events:0", "slow_start:x", "none:1"],
+    [
+        "stall:5",
+        "crash:after=-1",
+        "crash:after=x",
+        "drop_events",
+        "drop_events:0",
+        "slow_start:x",
+        "none:1",
+        "crash:at=lunch",
+        "fail_handover:1",
+    ],
 )
 def test_an_argument_that_makes_no_sense_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=f"the fault {text.partition(':')[0]} takes"):

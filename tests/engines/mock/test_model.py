@@ -90,7 +90,10 @@ def test_the_pool_is_as_large_as_the_option_or_the_plan_says(tmp_path: Path) -> 
         ({"speedup": 0}, "speedup must be above 0"),
         ({"speedup": "finite"}, "speedup"),
         ({"prefill_tokens_per_s": -1}, "prefill_tokens_per_s"),
-        ({"kv_blocks": 0}, "kv_blocks"),
+        ({"kv_blocks": 0}, "kv_blocks must be above 0, not 0"),
+        ({"width": -1}, "width must be at least 0, not -1"),
+        ({"memory_efficiency": 1.5}, "memory_efficiency must be at most 1, not 1.5"),
+        ({"tensor_parallel": 0}, "tensor_parallel must be above 0"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_for_good(options: dict[str, str | int], says: str) -> None:
