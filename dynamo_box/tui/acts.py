@@ -12,9 +12,11 @@ from dynamo_box.paths import RunDir
 from dynamo_box.protocol import control
 from dynamo_box.protocol.figures import FrontendFigures, RouterFigures
 from dynamo_box.protocol.gms import Place
+from dynamo_box.protocol.spec import Disagg
 from dynamo_box.snapshot import BoxSnapshot, ModelInfo
 from dynamo_box.tui import tiers
 from dynamo_box.tui.layouts import whereabouts
+from dynamo_box.tui.legs import POLICY, ROLE
 from dynamo_box.tui.model import Act, Tone
 from dynamo_box.tui.text import one_line, span_of_time
 from dynamo_box.tui.tiers import CLEAR, DISK_TIER, HOST_TIER
@@ -33,9 +35,10 @@ TIER_WORDS = {HOST_TIER: "g2", DISK_TIER: "g3"}
 
 @dataclass(frozen=True)
 class Order:
-    """`kind` as in Act; `target` is a process, a request, a model, a mode or a KV tier. `process` is whose setting it
-    is: the router's for a mode, the store's for a tier. `run_id` is that of the box which the person saw. `to` and
-    `force` are of a sleep: where the weights go (None: where the profile says), and whether what runs is cancelled.
+    """`kind` as in Act; `target` is a process, a request, a model, a mode, a policy or a KV tier. `process` is whose
+    setting it is: the router's for a mode or a policy, the store's for a tier. `run_id` is that of the box which the
+    person saw. `to` and `force` are of a sleep: where the weights go (None: where the profile says), and whether what
+    runs is cancelled. `role` is what a worker shall serve as.
     """
 
     kind: str
@@ -44,9 +47,10 @@ class Order:
     run_id: str = ""
     to: Place | None = None
     force: bool = False
+    role: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {one_line(self.target)}"
+        return " ".join(part for part in (self.kind, one_line(self.target), self.role) if part)
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,11 @@ class Outcome(NamedTuple):
 def order(act: Act, row: str | None, snapshot: BoxSnapshot) -> Order | Refusal:
     """What `act` means for the row under the cursor."""
     box = snapshot.box.run_id
-    if act.kind == MODE:
+    if act.kind in (MODE, POLICY):
         router = next((each.name for each in snapshot.processes if isinstance(each.figures, RouterFigures)), None)
-        return Refusal("there is no router that says how it routes") if router is None else Order(MODE, "", router, box)
+        if router is None:
+            return Refusal("there is no router that says how it routes")
+        return Order(act.kind, "", router, box)
     if act.kind == CLEAR:
         store = tiers.store_of(snapshot)
         return (
@@ -91,6 +97,8 @@ def order(act: Act, row: str | None, snapshot: BoxSnapshot) -> Order | Refusal:
         return Refusal(f"{act.title}: {one_line(row)} is no process")
     if act.kind == "drain" and process.kind != "worker":
         return Refusal(f"{act.title}: {one_line(row)} is no worker; r replaces it without losing a request")
+    if act.kind == ROLE and process.kind != "worker":
+        return Refusal(f"{act.title}: {one_line(row)} is no worker")
     return Order(act.kind, row, run_id=box)
 
 
@@ -118,6 +126,12 @@ def router_mode(snapshot: BoxSnapshot) -> str | None:
     return next((each.figures.mode for each in snapshot.processes if isinstance(each.figures, RouterFigures)), None)
 
 
+def router_policy(snapshot: BoxSnapshot) -> Disagg:
+    """When requests go in two legs now."""
+    found = (each.figures.disagg_settings for each in snapshot.processes if isinstance(each.figures, RouterFigures))
+    return next(found, Disagg())
+
+
 def question(act: Act, row: str) -> str:
     return act.question.replace("{row}", one_line(row))
 
@@ -143,6 +157,10 @@ def carry_out(run_dir: RunDir, wanted: Order) -> Outcome:
                 said = client.cancel_request(wanted.target)
             case "mode":
                 said = client.set_option(wanted.process, "mode", wanted.target)
+            case "disagg":
+                said = client.set_option(wanted.process, POLICY, wanted.target)
+            case "role":
+                said = client.set_role(wanted.target, wanted.role, DRAIN_S, ANSWER_S)
             case "clear":
                 said = client.set_option(wanted.process, CLEAR, TIER_WORDS[wanted.target])
             case "sleep":

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from dynamo_box.protocol.figures import FrontendFigures, KvStoreFigures, RequestFigures, WorkerFigures, WorkerTiers
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
+from dynamo_box.tui.lately import Lately
 
 BUCKET_S = 5.0
 KEPT_BUCKETS = 180
@@ -91,6 +92,7 @@ class History:
 
     workers: dict[str, deque[Bucket]] = field(default_factory=dict)
     newest: int = 0
+    lately: Lately = field(default_factory=Lately)
     _at: float = 0.0
     _since: float = 0.0
     _last: dict[str, _Counters] = field(default_factory=dict)
@@ -113,8 +115,12 @@ class History:
             self._flows.clear()
             self._flow_paces.clear()
             self._flow_buckets.clear()
+            self.lately.clear()
             self._since = snapshot.at
+        if snapshot.at < self._at:
+            self.lately.clear()
         self.newest, self._at = number, snapshot.at
+        self.lately.feed(snapshot)
         present = set()
         live: tuple[RequestFigures, ...] = ()
         for process in snapshot.processes:

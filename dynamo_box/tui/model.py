@@ -21,6 +21,7 @@ class Tone(enum.StrEnum):
     GOOD = "good"
     WARN = "warn"
     BAD = "bad"
+    LOUD = "loud"
     ACCENT = "accent"
     TITLE = "title"
     WEIGHTS = "weights"
@@ -107,7 +108,8 @@ class Act:
     """Something a person can do to the row under the cursor, or (`needs_row` false) to the box.
 
     `key` is pressed for it. `kind` names what is done: restart, drain, cancel, mode, … `question` is asked first where
-    it hurts; `{row}` in it is the row's key. `of` is the kind of process without which there is nothing to do it to.
+    it hurts; `{row}` in it is the row's key. `of` is what there is nothing to do it to without: a kind of process, or a
+    trait of the box (see `dynamo_box.tui.legs`).
     """
 
     key: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dynamo_box.tui import legs
 from dynamo_box.tui.bars import Playing, playing, status
 from dynamo_box.tui.feed import Feed, Link
 from dynamo_box.tui.filter import EVERYTHING, Filter
@@ -84,8 +85,11 @@ class Session:
         """What can be done on this screen, in a box as this one is."""
         if not self._steers or self.screen == LOGS:
             return ()
-        kinds = {process.kind for process in self.frame.snapshot.processes} if self.frame is not None else set()
-        return tuple(act for act in view(self.screen).acts if not act.of or act.of in kinds)
+        there: set[str] = set()
+        if self.frame is not None:
+            snapshot = self.frame.snapshot
+            there = {process.kind for process in snapshot.processes} | legs.traits(snapshot)
+        return tuple(act for act in view(self.screen).acts if not act.of or act.of in there)
 
     @property
     def keys(self) -> tuple[Key, ...]:

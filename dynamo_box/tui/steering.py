@@ -11,8 +11,9 @@ from textual.message import Message
 
 from dynamo_box.errors import BoxError
 from dynamo_box.paths import RunDir
+from dynamo_box.protocol.spec import Disagg
 from dynamo_box.snapshot import BoxSnapshot
-from dynamo_box.tui import acts, tiers
+from dynamo_box.tui import acts, legs, tiers
 from dynamo_box.tui.acts import Order, Outcome
 from dynamo_box.tui.dialogs import Answer, QuestionDialog
 from dynamo_box.tui.model import Act, Tone
@@ -57,6 +58,14 @@ class Steering:
             asked = f"How shall requests be routed? Now: {acts.router_mode(snapshot)}"
             dialog = QuestionDialog(act.title, asked, modes, look)
             self._ask(dialog, lambda mode: self._begin(replace(wanted, target=mode)))
+        elif act.kind == legs.POLICY:
+            now = acts.router_policy(snapshot)
+            asked = f"Which requests shall go in two legs? Now: {_policy(now.policy, now.min_uncached_tokens)}"
+            dialog = QuestionDialog(act.title, asked, _policies(now), look)
+            self._ask(dialog, lambda policy: self._begin(replace(wanted, target=policy)))
+        elif act.kind == legs.ROLE:
+            dialog = QuestionDialog(act.title, acts.question(act, wanted.target), _roles(wanted, snapshot), look)
+            self._ask(dialog, lambda role: self._begin(replace(wanted, role=role)))
         elif act.kind == tiers.CLEAR:
             dialog = QuestionDialog(act.title, act.question, _tiers_to_clear(snapshot), look)
             self._ask(dialog, lambda tier: self._begin(replace(wanted, target=tier)))
@@ -98,6 +107,39 @@ class Steering:
         except BoxError as error:
             outcome = Outcome(f"{error.what}; {error.remedy}" if error.remedy else error.what, Tone.BAD)
         self._app.post_message(Answered(wanted, outcome))
+
+
+def _policies(now: Disagg) -> list[Answer]:
+    """Each, and the threshold as it is and a step to either side."""
+    tokens = now.min_uncached_tokens
+    return [
+        Answer("1", "fallback", f"{_policy('fallback')}; what can't be passed on is computed again"),
+        Answer("2", "strict", f"{_policy('strict')}; what can't be passed on fails"),
+        *(
+            Answer(str(at), f"conditional:min_uncached_tokens={each}", _policy("conditional", each))
+            for at, each in enumerate(dict.fromkeys((tokens, tokens // 2, max(tokens, 1) * 2)), 3)
+        ),
+    ]
+
+
+def _policy(name: str, tokens: int = 0) -> str:
+    return f"{name}, from {tokens:,} uncached tokens on" if name == "conditional" else f"{name}, all"
+
+
+def _roles(wanted: Order, snapshot: BoxSnapshot) -> list[Answer]:
+    """No first, since a worker that changes serves nobody meanwhile."""
+    process = next((each for each in snapshot.processes if each.name == wanted.target), None)
+    now = legs.role_of(process) if process is not None else ""
+    titles = {
+        legs.PREFILL: "prefill: prompts only",
+        legs.DECODE: "decode: answers, whose prompts others computed",
+        legs.BOTH: "both: whole requests",
+    }
+    others = [(role, title) for role, title in titles.items() if role != now]
+    return [
+        Answer("n", "", f"as now: {now}" if now else "as now"),
+        *(Answer(str(at), role, title) for at, (role, title) in enumerate(others, 1)),
+    ]
 
 
 def _tiers_to_clear(snapshot: BoxSnapshot) -> list[Answer]:

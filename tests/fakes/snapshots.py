@@ -30,6 +30,7 @@ from dynamo_box.protocol.figures import (
     WorkerTiers,
 )
 from dynamo_box.protocol.residency import Residency
+from dynamo_box.protocol.spec import Disagg
 from dynamo_box.snapshot import (
     BoxInfo,
     BoxSnapshot,
@@ -40,6 +41,7 @@ from dynamo_box.snapshot import (
     ModelInfo,
     ProcessInfo,
     Progress,
+    Targets,
 )
 from dynamo_box.tui.history import History
 from dynamo_box.tui.model import Frame
@@ -332,6 +334,99 @@ def tier_suspended() -> BoxSnapshot:
     )
 
 
+def disaggregated() -> BoxSnapshot:
+    """A 70B-like model on eight simulated GPUs, one worker for prompts and three for answers, of which one was planned
+    for prompts: prompts come faster than the one computes them, and answers leave the others time. Requests in all
+    phases; decisions in two legs and in one.
+    """
+    model = "llama70b"
+    answering = ("llama70b.decode.0", "llama70b.decode.1", "llama70b.prefill.1")
+    computing = "llama70b.prefill.0"
+    names = ("llama70b.prefill.0", "llama70b.prefill.1", "llama70b.decode.0", "llama70b.decode.1")
+    workers = tuple(_with_role(name, model, number, name in answering) for number, name in enumerate(names))
+    policy = Disagg("conditional", 1024, 0.5, 32_768)
+    router = RouterFigures(
+        workers=names, routed=9_120, hit_rate=0.42, indexed_blocks=61_000, host_blocks=15_400, tiers_connected=True,
+        active_requests=38, decisions=tuple(_in_legs(number, model, computing, answering) for number in range(24)),
+        disagg="conditional:min_uncached_tokens=1024,min_uncached_share=0.5,max_prefill_tokens=32768",
+        disagg_settings=policy,
+    )  # fmt: skip
+    live = tuple(
+        RequestFigures(
+            f"req-{number:05}", model, phase, None if phase == "queued" else answering[number % 3], NOW - 9 + number,
+            3_000 + 17 * number, 512 if phase != "queued" else 0,
+            40 * number + 9 if phase == "decode" else int(phase == "handover"),
+            prefill_worker=None if phase == "queued" or number == 4 else computing,
+        )
+        for number, phase in enumerate(("decode", "decode", "handover", "prefill", "decode", "queued"))
+    )  # fmt: skip
+    seen = {name: Latency(Quantiles(0.410, 0.812), Quantiles(0.0190, 0.0264)) for name in answering}
+    frontend = FrontendFigures(
+        models=(model,), active=38, requests=9_100, errors=2, output_tokens=2_100_000, tokens_per_s=1_480.0,
+        ttft=Quantiles(0.410, 0.812), itl=Quantiles(0.0190, 0.0264), live=live, by_worker=seen,
+    )  # fmt: skip
+    tier = TierFigures("on", "", 64 * GIB, 37 * GIB, 15_400, lookups=90_000, hits=71_000)
+    store = KvStoreFigures(host=tier, disk=TierFigures("off"), connections=4, requests=9_000)
+    devices = tuple(
+        DeviceInfo(f"SIM-{number:02}", "80 GiB GPU", "simulated", 80 * GIB, {"weights": 70 * GIB, "KV": 8 * GIB})
+        for number in range(8)
+    )
+    return BoxSnapshot(
+        box=_box("ready", "llama70b-disagg"),
+        models=(ModelInfo(model, "ready", "/models/llama70b", 4, 4, 0.0, targets=Targets(0.5, 0.03)),),
+        processes=(
+            replace(_process("kvstore", "kvstore", 4007, store), rss_bytes=37 * GIB),
+            _process("router", "router", 4001, router),
+            *workers,
+            _process("frontend", "frontend", 4005, frontend),
+        ),
+        devices=devices,
+        events=(EventInfo(1, NOW - 60, "info", answering[2], "serves as decode now"),),
+        at=NOW,
+        host=DeviceFigures(used_bytes=80 * GIB, box_bytes=41 * GIB),
+        host_memory_bytes=512 * GIB,
+    )
+
+
+def _with_role(name: str, model: str, number: int, answers: bool) -> ProcessInfo:
+    worker = _busy_worker(name, model, number)
+    figures = WorkerFigures(
+        running=11 if answers else 3, waiting=0 if answers else 14, kv_blocks_total=32_768,
+        kv_blocks_used=9_000 + 700 * number, kv_blocks_cached=4_000, weights_bytes=140 * GIB, kv_bytes=16 * GIB,
+        prompt_tokens=3_100_000, cached_tokens=3_000_000 if answers else 800_000, output_tokens=700_000,
+        requests=2_800, steps=90_000, tokens_per_s=460.0 + number if answers else 4.0,
+        busy_s=1_100.0, computed_prompt_tokens=61_000 if answers else 2_300_000,
+        role="decode" if answers else "prefill",
+        handed_over=0 if answers else 8_400, taken_over=2_790 if answers else 0,
+        handover_seconds=0.0 if answers else 714.0, transfers_failed=3 if number == 3 else 0,
+        tiers=WorkerTiers("", offloaded=8_000, host=TierUse(matched=90_000, loaded=88_000)),
+    )  # fmt: skip
+    devices = f"SIM-{2 * number:02},SIM-{2 * number + 1:02}"
+    return replace(worker, role=name.split(".")[1], device=devices, figures=figures, info={"engine": "mock"})
+
+
+def _in_legs(number: int, model: str, computing: str, answering: tuple[str, ...]) -> Decision:
+    """Every fourth in one leg."""
+    winner, at = answering[number % 3], NOW - 12 + number / 2
+    others = [name for name in answering if name != winner]
+    if number % 4 == 3:
+        return Decision(
+            f"req-{number:05}", model, at, "kv", winner, f"{winner}: 12 of 24 blocks cached", 24,
+            (Candidate(winner, 12, 12.0, 300, 71.0), Candidate(others[0], 4, 20.0, 310, 80.5)), "conditional",
+            "conditional: 192 uncached tokens are fewer than 1024",
+        )  # fmt: skip
+    return Decision(
+        f"req-{number:05}", model, at, "kv", winner, f"{winner}: {290 + number} blocks in use, the fewest", 190,
+        (
+            Candidate(winner, 0, 0.0, 290 + number, 290.0 + number),
+            *(Candidate(name, 0, 0.0, 340 + place, 340.0 + place) for place, name in enumerate(others)),
+        ),
+        "conditional", f"conditional: {1_900 + number} of 3040 tokens are uncached",
+        computing, f"{computing}: 32 of 190 blocks cached, 40 in host memory, the only one",
+        (Candidate(computing, 32, 118.0, 96, 214.0, 40),),
+    )  # fmt: skip
+
+
 def sleepers(models: int = 64) -> BoxSnapshot:
     """As many models on one GPU whose gms has a layout for each: every fourth awake, the others asleep in turn on the
     device, in host memory and on disk.
@@ -478,15 +573,25 @@ def hostile() -> BoxSnapshot:
         sleep_phases={CONTROL: 0.1}, wake_phases={EMOJI: 0.2, "total": 0.3}, cold=True,
     )  # fmt: skip
     decision = Decision(MARKUP, EMOJI, NOW - 1, "kv", worker, CONTROL, 6, candidates)
+    in_legs = replace(
+        decision, at=NOW - 2, policy=CONTROL, policy_reason=CONTROL, prefill=other, prefill_reason=MARKUP + CONTROL,
+        prefill_candidates=candidates,
+    )  # fmt: skip
+    passed_on = replace(request, request_id=MARKUP, phase="handover", prefill_worker=other)
     return BoxSnapshot(
         box=replace(_box("degraded", MARKUP), cause=CONTROL),
         models=(
             ModelInfo(EMOJI, "ready", f"/models/{CONTROL}", 1, 2, None, Residency(EMOJI, "waking", phase=CONTROL)),
-            ModelInfo(MARKUP, "weird\x07", residency=residency),
+            ModelInfo(MARKUP, "weird\x07", residency=residency, targets=Targets(-1.0, 0.0)),
         ),
         processes=(
             replace(_process(f"gms@{CONTROL}", "gms", 9, gms), device=EMOJI),
-            _process("router", "router", 1, RouterFigures(workers=(worker, other), decisions=(decision,))),
+            _process(
+                "router",
+                "router",
+                1,
+                RouterFigures(workers=(worker, other), decisions=(decision, in_legs), disagg=CONTROL),
+            ),
             _process(EMOJI, "kvstore", 3, _hostile_store(worker)),
             _hostile_worker(worker),
             replace(
@@ -495,13 +600,13 @@ def hostile() -> BoxSnapshot:
                 phase=CONTROL,
                 progress=Progress(-5, 0, "\x1b[5m"),
                 device=EMOJI,
-                role=MARKUP,
+                role="prefill",
             ),
             _process(
                 "frontend",
                 "frontend",
                 2,
-                FrontendFigures(active=1, live=(request,), by_worker={worker: Latency(Quantiles(0.1, None))}),
+                FrontendFigures(active=1, live=(request, passed_on), by_worker={worker: Latency(Quantiles(0.1, None))}),
             ),
         ),
         devices=(
@@ -521,7 +626,11 @@ def _hostile_worker(name: str) -> ProcessInfo:
     worker = replace(_busy_worker(name, EMOJI, 0), cause=CONTROL, info={MARKUP: CONTROL, "": EMOJI})
     assert isinstance(worker.figures, WorkerFigures)
     tiers = WorkerTiers(CONTROL, dropped={CONTROL: 3}, terminated={MARKUP: 1}, host=TierUse(-1, -2, 5, 7, -8, 0.5))
-    return replace(worker, figures=replace(worker.figures, tiers=tiers))
+    figures = replace(
+        worker.figures, tiers=tiers, role=f"prefill{CONTROL}", handed_over=-1, taken_over=3, handover_seconds=-2.0,
+        transfers_failed=-1,
+    )  # fmt: skip
+    return replace(worker, figures=figures)
 
 
 def _hostile_store(owner: str) -> KvStoreFigures:
@@ -565,6 +674,7 @@ def all_kinds() -> dict[str, BoxSnapshot]:
         "sleepers": sleepers(),
         "tiered": tiered(),
         "tier_suspended": tier_suspended(),
+        "disaggregated": disaggregated(),
         "degraded": degraded(),
         "crowded": crowded(),
         "hostile": hostile(),
@@ -575,7 +685,7 @@ def all_kinds() -> dict[str, BoxSnapshot]:
 
 def later(snapshot: BoxSnapshot, seconds: float = 1.0) -> BoxSnapshot:
     """The same box a little later: its workers have done as much as their rates say, half of it from the cache, and of
-    that most from the tiers, if it has any.
+    that most from the tiers, if it has any. Those for prompts computed all the time, those for answers a third of it.
     """
     processes = []
     for process in snapshot.processes:
@@ -589,6 +699,9 @@ def later(snapshot: BoxSnapshot, seconds: float = 1.0) -> BoxSnapshot:
                 output_tokens=figures.output_tokens + done,
                 requests=figures.requests + 1,
                 steps=figures.steps + 1,
+                busy_s=figures.busy_s + seconds * {"prefill": 0.97, "decode": 0.33}.get(figures.role, 0.0),
+                handed_over=figures.handed_over + 4 * (figures.role == "prefill"),
+                taken_over=figures.taken_over + (figures.role == "decode"),
                 tiers=None if figures.tiers is None else _tiers_later(figures.tiers, done, seconds),
             )
             process = replace(process, figures=figures, uptime_s=(process.uptime_s or 0.0) + seconds)

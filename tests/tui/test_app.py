@@ -330,6 +330,69 @@ class TestActs:
         play(acting)
 
 
+class TestRoles:
+    @pytest.mark.parametrize(
+        ("keys", "said", "wanted"),
+        [
+            (
+                ("2", "p", "5"),
+                "disagg conditional:min_uncached_tokens=2048: done",
+                Order("disagg", "conditional:min_uncached_tokens=2048", "router", "3999-1"),
+            ),
+            (("5", "p", "2"), "disagg strict: done", Order("disagg", "strict", "router", "3999-1")),
+            (
+                ("1", *["down"] * 3, "o", "1"),
+                "role llama70b.prefill.1 prefill: done",
+                Order("role", "llama70b.prefill.1", run_id="3999-1", role="prefill"),
+            ),
+            (
+                ("1", *["down"] * 2, "o", "2"),
+                "role llama70b.prefill.0 aggregated: done",
+                Order("role", "llama70b.prefill.0", run_id="3999-1", role="aggregated"),
+            ),
+        ],
+    )
+    def test_each_answer_means_what_it_says(
+        self, keys: tuple[str, ...], said: str, wanted: Order, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        told: list[Order] = []
+
+        def carried_out(run_dir: RunDir, wanted: Order) -> Outcome:
+            told.append(wanted)
+            return Outcome("done")
+
+        monkeypatch.setattr(acts, "carry_out", carried_out)
+
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.disaggregated())
+            await screen.press(*keys)
+            await screen.see(said)
+            assert told == [wanted]
+
+        play(acting)
+
+    def test_a_role_is_asked_for_and_enter_leaves_it(self) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.disaggregated())
+            await screen.press("down", "down", "o")
+            assert isinstance(screen.app.screen, QuestionDialog)
+            for said in ("What shall llama70b.prefill.0 serve as", "as now: prefill", "1 decode", "2 both"):
+                assert said in screen.text
+            await screen.press("enter")
+            assert "under way" not in screen.text
+
+        play(acting, size=(80, 24))
+
+    @pytest.mark.parametrize("keys", [("1", "down", "down", "o"), ("2", "p"), ("5", "p")])
+    def test_who_only_watches_sets_nothing(self, keys: tuple[str, ...]) -> None:
+        async def acting(screen: Screen) -> None:
+            await screen.give(snapshots.disaggregated())
+            await screen.press(*keys)
+            assert not isinstance(screen.app.screen, QuestionDialog)
+
+        play(acting, Options(readonly=True))
+
+
 class TestClear:
     def test_a_tier_is_chosen_first_and_enter_says_no(self) -> None:
         async def acting(screen: Screen) -> None:

@@ -202,3 +202,37 @@ def test_tiers_in_other_themes(screen: str, theme: str) -> None:
     moments = snapshots.moments(snapshots.tiered())
     svg = picture_of(moments, (120, 36), Options(screen=screen, theme=theme), shown_by=FLOWING[screen])
     assert_same_picture(svg, f"tiers-{screen}-{theme}")
+
+
+IN_LEGS = {"fleet": "BUSY", "routing": "own pool", "requests": "handover", "models": "dynbox role"}
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("screen", IN_LEGS)
+def test_requests_in_two_legs(screen: str, size: tuple[int, int]) -> None:
+    svg = picture_of(snapshots.moments(snapshots.disaggregated()), size, Options(screen=screen), (), IN_LEGS[screen])
+    assert_same_picture(svg, f"disagg-{screen}-{size[0]}x{size[1]}")
+
+
+@pytest.mark.parametrize(
+    ("name", "screen", "keys"),
+    [
+        ("legs", "routing", ("down", "enter")),
+        ("policy", "routing", ("p",)),
+        ("role", "fleet", ("down", "down", "o")),
+        ("prefill-worker", "fleet", ("down", "down", "enter")),
+        ("advice", "models", ("enter",)),
+    ],
+)
+def test_what_opens_over_two_legs(name: str, screen: str, keys: tuple[str, ...]) -> None:
+    moments = snapshots.moments(snapshots.disaggregated())
+    svg = picture_of(moments, (120, 36), Options(screen=screen), keys, IN_LEGS[screen])
+    assert_same_picture(svg, f"over-{name}")
+
+
+@pytest.mark.parametrize("theme", [LIGHT, NONE])
+@pytest.mark.parametrize("screen", ["models", "routing"])
+def test_two_legs_in_other_themes(screen: str, theme: str) -> None:
+    moments = snapshots.moments(snapshots.disaggregated())
+    svg = picture_of(moments, (120, 36), Options(screen=screen, theme=theme), shown_by=IN_LEGS[screen])
+    assert_same_picture(svg, f"disagg-{screen}-{theme}")

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from dynamo_box import wording
 from dynamo_box.protocol.figures import FrontendFigures, WorkerFigures
-from dynamo_box.snapshot import BoxSnapshot, ModelInfo, ProcessInfo
-from dynamo_box.tui import layouts
+from dynamo_box.snapshot import BoxSnapshot, ModelInfo, ProcessInfo, Targets
+from dynamo_box.tui import layouts, legs
 from dynamo_box.tui.layouts import Held
 from dynamo_box.tui.model import Act, Cell, Column, Frame, Lines, Panel, Row, Tone, View
 from dynamo_box.tui.text import one_line
-from dynamo_box.tui.views import cells, layout_table, residence
+from dynamo_box.tui.views import advice, cells, charts, layout_table, residence
 
 MODELS = "models"
 
@@ -26,6 +26,8 @@ _COLUMNS = (
     cells.number_column("waiting", "WAITING", keep=14, help="requests that wait for it to wake"),
     cells.number_column("requests", "REQUESTS", keep=13, help="running/waiting, of all its workers"),
     cells.number_column("rate", "TOK/S", keep=12, help="output tokens a second"),
+    cells.number_column("ttft", "TTFT p99", keep=13, help="time to the first token, of 99 in 100/target"),
+    cells.number_column("itl", "ITL p99", keep=13, help="time between tokens, of 99 in 100/target"),
     cells.number_column("hit", "HIT", keep=4, help="share of prompt tokens that were cached, since the start"),
     cells.number_column("idle", "IDLE", keep=7, help="since its last request ended"),
     cells.number_column("woke", "LAST WAKE", keep=11, help="how long it took, from the request to serving"),
@@ -45,6 +47,7 @@ class Models:
     acts: tuple[Act, ...] = (
         Act("z", "sleep", "sleep", "Put {row} to sleep? It takes nothing new, finishes what runs, and frees memory."),
         Act("w", "wake", "wake"),
+        Act("p", legs.POLICY, "disagg policy", needs_row=False, of=legs.SPLIT),
     )
 
     def panels(self, frame: Frame, width: int) -> tuple[Panel, ...]:
@@ -53,7 +56,9 @@ class Models:
         services = _services(snapshot)
         rows = [_row(model, services[model.name], frame, names) for model in snapshot.models]
         note = _note(snapshot.models)
-        return (cells.table(MODELS, "Models", _COLUMNS, rows, empty="The box serves no model.", note=note),)
+        table = cells.table(MODELS, "Models", _COLUMNS, rows, empty="The box serves no model.", note=note)
+        advised = charts.clipped(advice.lines(frame, width), width)
+        return (table, Lines("advice", "Advice", advised)) if advised else (table,)
 
     def detail(self, frame: Frame, panel: str, row: str) -> Lines | None:
         snapshot = frame.snapshot
@@ -66,6 +71,7 @@ class Models:
         where = model.residency
         lines = [
             *cells.facts(_facts(model, service, frame, names)),
+            *cells.section("Targets and advice", cells.facts(advice.facts(model, frame))),
             *cells.section("Sleep", cells.facts(residence.facts(model, service.waiting, frame.now))),
             *cells.section("Last wake, by phase", cells.facts(residence.phases(where.wake_phases) if where else ())),
             *cells.section("Last sleep, by phase", cells.facts(residence.phases(where.sleep_phases) if where else ())),
@@ -171,6 +177,7 @@ def _row(model: ModelInfo, service: _Service, frame: Frame, device_names: Mappin
             residence.waiters(service.waiting),
             service.queue,
             cells.rate(service.tokens_per_s),
+            *_latency(model, frame),
             cells.percent(service.hit_rate),
             _idle(model.idle_s),
             residence.last_wake(model),
@@ -181,6 +188,15 @@ def _row(model: ModelInfo, service: _Service, frame: Frame, device_names: Mappin
             cells.text(model.path, Tone.DIM),
         ),
     )
+
+
+def _latency(model: ModelInfo, frame: Frame) -> tuple[Cell, Cell]:
+    """To the first token, and between two."""
+    wanted = model.targets
+    load = advice.load(model, frame) if wanted != Targets() else None
+    if load is None:
+        return cells.ABSENT, cells.ABSENT
+    return advice.against(load.ttft_s, wanted.ttft_s), advice.against(load.itl_s, wanted.itl_s)
 
 
 def _workers(model: ModelInfo) -> Cell:
@@ -235,7 +251,7 @@ def _last_ended(model: str, snapshot: BoxSnapshot) -> Cell:
 def _worker(process: ProcessInfo, names: Mapping[str, str]) -> Cell:
     """Role, state, device and what it holds, in a line."""
     parts = [
-        process.role or "",
+        legs.role_of(process),
         process.state,
         cells.device_label(process.device, names).text if process.device else "",
     ]

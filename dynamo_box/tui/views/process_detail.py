@@ -13,7 +13,7 @@ from dynamo_box.protocol.figures import (
     WorkerFigures,
 )
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
-from dynamo_box.tui import layouts
+from dynamo_box.tui import layouts, legs
 from dynamo_box.tui.history import BUCKET_S, Bucket, History
 from dynamo_box.tui.model import Cell, Frame, Lines, Tone
 from dynamo_box.tui.text import one_line
@@ -33,6 +33,7 @@ def lines(process: ProcessInfo, frame: Frame) -> Lines:
         *cells.facts(_identity(process)),
         *cells.section("Memory", cells.facts(_memory(process))),
         *cells.section("Figures", cells.facts(_figures(process, frame))),
+        *cells.section("Legs", cells.facts(_legs(process, frame))),
         *_tiers(process, frame),
         *cells.section("Layouts", cells.facts(_layouts(process) or _mapped(process, snapshot))),
         *cells.section(
@@ -49,7 +50,7 @@ def _identity(process: ProcessInfo) -> list[_Fact]:
     return [
         ("kind", cells.text(process.kind)),
         ("model", cells.text(process.model)),
-        ("role", cells.text(process.role)),
+        ("role", _role(process)),
         ("state", cells.state_and_phase(process)),
         ("cause", cells.text(process.cause, Tone.DIM if process.state == "ready" else Tone.BAD)),
         ("device", cells.text(process.device)),
@@ -58,6 +59,12 @@ def _identity(process: ProcessInfo) -> list[_Fact]:
         ("uptime", cells.seconds(process.uptime_s)),
         ("restarts", cells.count(process.restarts, Tone.WARN if process.restarts else Tone.PLAIN)),
     ]
+
+
+def _role(process: ProcessInfo) -> Cell:
+    """What it serves as now, and what was planned, if that is something else."""
+    now = legs.role_of(process)
+    return cells.text(now if not process.role or now == process.role else f"{now} (planned: {process.role})")
 
 
 def _memory(process: ProcessInfo) -> list[_Fact]:
@@ -88,7 +95,7 @@ def _figures(process: ProcessInfo, frame: Frame) -> list[_Fact]:
                 worker, _latency_of(process.name, frame.snapshot), _recent_hit_rate(process.name, frame.history)
             )
         case RouterFigures() as router:
-            return _router(router)
+            return _router(router, legs.is_split(frame.snapshot))
         case FrontendFigures() as frontend:
             return _frontend(frontend)
         case GmsFigures() as gms:
@@ -116,6 +123,28 @@ def _worker(worker: WorkerFigures, latency: Latency | None, recent_hit_rate: flo
     ]
 
 
+def _legs(process: ProcessInfo, frame: Frame) -> list[_Fact]:
+    """Of a worker in a box whose workers have roles, or that has ever passed on or taken on a request."""
+    worker = process.figures
+    if not isinstance(worker, WorkerFigures):
+        return []
+    if not (legs.is_split(frame.snapshot) or worker.handed_over or worker.taken_over or worker.transfers_failed):
+        return []
+    failed = worker.transfers_failed
+    return [
+        ("busy", cells.percent(frame.history.lately.busy(process))),
+        ("handed over", cells.count(worker.handed_over)),
+        ("mean time until held", cells.took(_mean(worker.handover_seconds, worker.handed_over))),
+        ("taken over", cells.count(worker.taken_over)),
+        ("prompt tokens computed", cells.count(worker.computed_prompt_tokens)),
+        ("transfers failed", cells.count(failed, Tone.BAD if failed else Tone.PLAIN)),
+    ]
+
+
+def _mean(total: float, count: int) -> float | None:
+    return total / count if count > 0 else None
+
+
 def _tiers(process: ProcessInfo, frame: Frame) -> list[cells.Line]:
     """A store's tiers, or a worker's dealings with them."""
     match process.figures:
@@ -127,9 +156,10 @@ def _tiers(process: ProcessInfo, frame: Frame) -> list[cells.Line]:
             return []
 
 
-def _router(router: RouterFigures) -> list[_Fact]:
+def _router(router: RouterFigures, is_split: bool) -> list[_Fact]:
     return [
         ("mode", cells.text(router.mode)),
+        ("disagg policy", cells.text(legs.policy_of(router)) if is_split else cells.ABSENT),
         ("workers", cells.text(", ".join(router.workers))),
         ("active requests", cells.count(router.active_requests)),
         ("routed", cells.count(router.routed)),
@@ -217,13 +247,18 @@ def _wins(worker: str, snapshot: BoxSnapshot, now: float) -> list[cells.Line]:
         for process in snapshot.processes
         if isinstance(process.figures, RouterFigures)
         for decision in process.figures.decisions
-        if decision.winner == worker
+        if worker in (decision.winner, decision.prefill)
     ]
-    return cells.facts((cells.clock(each.at, now).text, _why(each)) for each in decisions[: -WINS_SHOWN - 1 : -1])
+    return cells.facts(
+        (cells.clock(each.at, now).text, _why(each, worker)) for each in decisions[: -WINS_SHOWN - 1 : -1]
+    )
 
 
-def _why(decision: Decision) -> Cell:
-    return cells.text(f"{decision.request_id}: {decision.reason}")
+def _why(decision: Decision, worker: str) -> Cell:
+    if not decision.prefill:
+        return cells.text(f"{decision.request_id}: {decision.reason}")
+    leg, said = ("prefill", decision.prefill_reason) if worker == decision.prefill else ("decode", decision.reason)
+    return cells.text(f"{decision.request_id}, {leg}: {said}")
 
 
 def _events(name: str, snapshot: BoxSnapshot, now: float) -> list[cells.Line]:

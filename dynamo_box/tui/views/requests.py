@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from dynamo_box.protocol.figures import FrontendFigures, RequestFigures
@@ -14,14 +15,16 @@ _PHASES = {
     "queued": Cell("queued", Tone.WARN, "queued"),
     "routing": Cell("routing", Tone.WARN, "routing"),
     "prefill": Cell("prefill", Tone.ACCENT, "prefill"),
+    "handover": Cell("handover", Tone.ACCENT, "handover"),
     "decode": Cell("decode", Tone.GOOD, "decode"),
 }
 
 _COLUMNS = (
     Column("request", "REQUEST", least=8, widest=40),
     cells.number_column("age", "AGE"),
-    Column("phase", "PHASE", least=7, widest=16),
+    Column("phase", "PHASE", least=8, widest=16),
     Column("model", "MODEL", keep=1, least=6, widest=24),
+    Column("prefill_worker", "PREFILL", keep=7, least=10, widest=36, help="who computes its prompt", tail=True),
     Column("worker", "WORKER", least=10, widest=36, tail=True),
     cells.number_column("prompt", "PROMPT", keep=5, help="tokens of the prompt, once it is tokenised"),
     cells.number_column("cached", "CACHED", keep=3, help="of these, tokens that were in the worker's KV cache"),
@@ -30,6 +33,10 @@ _COLUMNS = (
     cells.number_column("rate", "TOK/S", keep=6, help="output tokens a second, lately"),
     cells.number_column("priority", "PRIORITY", keep=2),
 )
+_COLUMNS_OF_TWO_LEGS = tuple(
+    replace(column, least=18) if column.key in ("prefill_worker", "worker") else column for column in _COLUMNS
+)
+"""Both workers' names are worth more than figures."""
 
 
 class Requests:
@@ -43,7 +50,10 @@ class Requests:
         rows = [_row(request, frame, rank) for request in live]
         note = f"{len(rows):,} oldest of {active:,}" if active > len(rows) else ""
         empty = _silence(frame.snapshot)
-        return (cells.table("requests", "Requests", _COLUMNS, rows, empty=empty, note=note),)
+        columns = _COLUMNS_OF_TWO_LEGS if any(request.prefill_worker for request in live) else _COLUMNS
+        if not rows:
+            columns = tuple(column for column in columns if column.key != "prefill_worker")
+        return (cells.table("requests", "Requests", columns, rows, empty=empty, note=note),)
 
     def detail(self, frame: Frame, panel: str, row: str) -> Lines | None:
         live, _ = _live(frame.snapshot)
@@ -91,6 +101,7 @@ def _row(request: RequestFigures, frame: Frame, rank: bool) -> Row:
             cells.seconds(frame.now - request.started),
             _PHASES.get(request.phase) or cells.text(request.phase),
             cells.name(request.model),
+            cells.name(request.prefill_worker),
             cells.name(request.worker),
             _count(request.prompt_tokens or None),
             _count(cached),
@@ -107,6 +118,7 @@ def _facts(request: RequestFigures, frame: Frame) -> list[tuple[str, Cell]]:
         ("request", cells.text(request.request_id)),
         ("model", cells.text(request.model)),
         ("phase", _PHASES.get(request.phase) or cells.text(request.phase)),
+        ("prefill worker", cells.text(request.prefill_worker)),
         ("worker", cells.text(request.worker)),
         ("started", cells.clock(request.started, frame.now)),
         ("age", cells.seconds(frame.now - request.started)),

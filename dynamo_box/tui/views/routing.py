@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dynamo_box import wording
 from dynamo_box.protocol.figures import RouterFigures
 from dynamo_box.snapshot import BoxSnapshot
-from dynamo_box.tui import tiers
+from dynamo_box.tui import legs, tiers
 from dynamo_box.tui.history import BUCKET_S, KEPT_BUCKETS, Bucket, History
 from dynamo_box.tui.model import Act, Frame, Lines, Panel, Span, Table, Tone
 from dynamo_box.tui.text import fill, one_line, width_of
@@ -27,7 +27,10 @@ _SHARE_BAR = 10
 class Routing:
     name = "routing"
     summary = "where requests go, and why"
-    acts = (Act("m", "mode", "router mode", needs_row=False),)
+    acts = (
+        Act("m", "mode", "router mode", needs_row=False),
+        Act("p", legs.POLICY, "disagg policy", needs_row=False, of=legs.SPLIT),
+    )
 
     def panels(self, frame: Frame, width: int) -> tuple[Panel, ...]:
         router = decisions.router_of(frame.snapshot)
@@ -52,11 +55,14 @@ VIEW = Routing()
 
 
 def _table(frame: Frame, router: RouterFigures | None) -> Table:
-    made = reversed(router.decisions) if router is not None else ()
+    made = router.decisions[::-1] if router is not None else ()
     has_tiers = tiers.process_of(frame.snapshot) is not None
     rows = [decisions.row(decision, frame.now, tiers=has_tiers) for decision in made]
     note = f"latest {len(rows)} of {router.routed:,}" if router is not None and rows else ""
-    columns = decisions.COLUMNS if rows or has_tiers else decisions.COLUMNS_WITHOUT_TIERS
+    columns = decisions.COLUMNS_OF_TWO_LEGS if any(each.prefill for each in made) else decisions.COLUMNS
+    if not rows:
+        absent = ("prefill", *(() if has_tiers else decisions.OF_TIERS))
+        columns = tuple(column for column in columns if column.key not in absent)
     return cells.table("decisions", "Decisions", columns, rows, empty=_silence(frame.snapshot, router), note=note)
 
 
@@ -85,7 +91,7 @@ class _Worker:
 
 def _traffic(frame: Frame, router: RouterFigures | None, width: int) -> list[Line]:
     has_tiers = tiers.process_of(frame.snapshot) is not None
-    lines = [] if router is None else charts.flowing(_summary(router, has_tiers), width)
+    lines = [] if router is None else charts.flowing(_summary(router, has_tiers, legs.is_split(frame.snapshot)), width)
     names = _names(frame)
     if has_tiers:
         lines.append(sources.lately(names, frame.history, NOW_BUCKETS, width))
@@ -105,9 +111,10 @@ def _traffic(frame: Frame, router: RouterFigures | None, width: int) -> list[Lin
     return lines
 
 
-def _summary(router: RouterFigures, has_tiers: bool) -> list[Line]:
+def _summary(router: RouterFigures, has_tiers: bool, is_split: bool) -> list[Line]:
     facts = [
         ("mode", cells.text(router.mode, Tone.ACCENT)),
+        *([("policy", cells.text(legs.policy_of(router), Tone.ACCENT))] if is_split and router.disagg else ()),
         ("hit rate", cells.percent(router.hit_rate)),
         ("routed", cells.count(router.routed)),
         ("active", cells.count(router.active_requests)),

@@ -38,7 +38,7 @@ def with_every_float(number: float, snapshot: BoxSnapshot, at: float) -> BoxSnap
     return msgspec.msgpack.decode(msgspec.msgpack.encode({**plain, "at": at}), type=BoxSnapshot)
 
 
-@pytest.mark.parametrize("kind", ["degraded", "shared", "tiered"])
+@pytest.mark.parametrize("kind", ["degraded", "shared", "tiered", "disaggregated"])
 @pytest.mark.parametrize("at", [*ABSURD, snapshots.NOW])
 @pytest.mark.parametrize("number", ABSURD)
 def test_every_screen_and_every_detail_stands(number: float, at: float, kind: str) -> None:

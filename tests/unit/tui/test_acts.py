@@ -22,6 +22,7 @@ from dynamo_box.protocol.control import (
     ModelSlept,
     ModelWoken,
     SetOption,
+    SetRole,
     SleepModel,
     SnapshotReply,
     WakeModel,
@@ -29,8 +30,20 @@ from dynamo_box.protocol.control import (
 )
 from dynamo_box.protocol.figures import FrontendFigures
 from dynamo_box.protocol.residency import Residency
+from dynamo_box.protocol.spec import Disagg
 from dynamo_box.snapshot import BoxSnapshot
-from dynamo_box.tui.acts import Order, Outcome, Refusal, carry_out, order, question, router_mode, slept, woken
+from dynamo_box.tui.acts import (
+    Order,
+    Outcome,
+    Refusal,
+    carry_out,
+    order,
+    question,
+    router_mode,
+    router_policy,
+    slept,
+    woken,
+)
 from dynamo_box.tui.model import Act, Tone
 
 MIB = 1 << 20
@@ -44,6 +57,9 @@ SHARED = snapshots.shared()
 TIERED = snapshots.tiered()
 CLEAR = Act("c", "clear", "clear KV tier", "Which?", needs_row=False, of="kvstore")
 MODE = Act("m", "mode", "router mode", needs_row=False)
+LEGS = snapshots.disaggregated()
+POLICY = Act("p", "disagg", "disagg policy", needs_row=False, of="split")
+ROLE = Act("o", "role", "role", "What shall {row} serve as?", of="flippable")
 
 
 def test_a_process_is_restarted_by_its_name() -> None:
@@ -220,6 +236,37 @@ def test_a_tier_is_cleared_by_a_setting_of_the_store(tier: str, value: str, tmp_
     finally:
         supervisor.close()
     assert supervisor.asked == [SetOption(2, "kvstore", "clear", value)]
+
+
+def test_a_policy_is_the_routers_and_a_role_a_workers() -> None:
+    box = LEGS.box.run_id
+    assert order(POLICY, None, LEGS) == Order("disagg", "", "router", box)
+    assert isinstance(order(POLICY, None, replace(LEGS, processes=())), Refusal)
+    assert router_policy(LEGS) == Disagg("conditional", 1024, 0.5, 32_768)
+    assert order(ROLE, "llama70b.decode.0", LEGS) == Order("role", "llama70b.decode.0", run_id=box)
+    assert order(ROLE, "router", LEGS) == Refusal("role: router is no worker")
+    assert order(ROLE, "gone", LEGS) == Refusal("role: gone is no process")
+    assert str(Order("role", "w\x1b[1m.0", role="prefill")) == "role w\\x1b[1m.0 prefill"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked"),
+    [
+        (Order("disagg", "strict", "router", "3999-1"), SetOption(2, "router", "disagg", "strict")),
+        (
+            Order("role", "llama70b.decode.0", run_id="3999-1", role="prefill"),
+            SetRole(2, "llama70b.decode.0", "prefill", 30.0),
+        ),
+    ],
+)
+def test_policy_and_role_are_asked_over_the_control_socket(wanted: Order, asked: object, tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    supervisor = Supervisor(run_dir, LEGS, lambda request: Done(request.id, "so it is"))
+    try:
+        assert carry_out(run_dir, wanted) == Outcome("so it is")
+    finally:
+        supervisor.close()
+    assert supervisor.asked == [asked]
 
 
 def test_foreign_names_have_no_power_over_the_question() -> None:

@@ -19,7 +19,7 @@ VIEW = models.VIEW
 
 
 def table(snapshot: BoxSnapshot) -> Table:
-    (found,) = VIEW.panels(snapshots.frame(snapshot), 120)
+    found, *_ = VIEW.panels(snapshots.frame(snapshot), 120)
     assert isinstance(found, Table)
     return found
 

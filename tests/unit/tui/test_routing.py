@@ -138,7 +138,8 @@ def test_a_row_says_who_won_at_what_cost_and_who_came_next() -> None:
     ],
 )
 def test_what_decided_is_read_off_the_candidates(made: Decision, why: str) -> None:
-    assert decisions.why(made) == why
+    (leg,) = decisions.legs_of(made)
+    assert decisions.why(leg, made.mode) == why
 
 
 def test_a_detail_has_all_candidates_and_why_the_winner_won() -> None:
@@ -172,7 +173,7 @@ def test_expired_leases_are_named_when_there_are_any() -> None:
 
 
 def test_the_mode_of_the_router_can_be_set_without_a_row() -> None:
-    (act,) = VIEW.acts
+    act = VIEW.acts[0]
     assert (act.key, act.kind, act.needs_row) == ("m", "mode", False)
 
 

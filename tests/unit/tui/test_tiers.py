@@ -225,7 +225,7 @@ class TestOthers:
         assert "tiers" not in without
 
     @pytest.mark.parametrize(
-        "kind", sorted(set(snapshots.all_kinds()) - {"tiered", "tier_suspended", "hostile", "gaps"})
+        "kind", sorted(set(snapshots.all_kinds()) - {"tiered", "tier_suspended", "disaggregated", "hostile", "gaps"})
     )
     def test_a_box_without_tiers_shows_nothing_of_them(self, kind: str) -> None:
         frame = snapshots.frame(snapshots.all_kinds()[kind])
