@@ -170,15 +170,12 @@ class Onboarding:
 
     def claim(self, request: Request) -> None:
         """Look up what was handed over for a decode leg; what is found is leased, and the hold on it ends."""
-        transfer = request.request.transfer
-        if self._source.status or transfer is None:
-            request.sought = Lookup(0)
-            return
         request.seeking = True
         key = next(self._keys)
         self._seeks[key] = (request, 0)
         digests = prompt_digests(request, self._block_size)
-        self._source.seek(Seek(key, tuple(digests), transfer.key))
+        transfer = request.request.transfer
+        self._source.seek(Seek(key, tuple(digests), transfer.key if transfer is not None else b""))
 
     def discard(self, hold: bytes, digest: bytes) -> None:
         """End a hold on this block that nobody will claim."""
@@ -199,6 +196,8 @@ class Onboarding:
         request.sought = Lookup(first, result.tiers, result.lease, result.priorities)
         if result.lease:
             self._leased[request.request.key] = request
+        if request.awaits_transfer and request.request.must_transfer:
+            self._fail_early(request)
 
     def fetched(self, result: Fetched) -> Arrived:
         loading = self._loading.pop(result.key)
@@ -214,6 +213,15 @@ class Onboarding:
         """It waits no more."""
         request.seeking = False
         self._give_back(request)
+
+    def _fail_early(self, request: Request) -> None:
+        """What can't have all that it must have need not wait for a place."""
+        found = len(request.sought.tiers) if request.sought is not None else 0
+        blocks = max(found, len(self._pool.match(self._reusable(request))))
+        tokens = min(blocks * self._block_size, request.prompt_length)
+        if tokens < request.prompt_length:
+            self._give_back(request)
+            self._conclude(request, tokens)
 
     def _conclude(self, request: Request, tokens: int) -> None:
         """A decode leg has the KV of its first `tokens`, and gets no more."""

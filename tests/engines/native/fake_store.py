@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Offer, Offered, Result, Seek, Sought
+from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Keep, Kept, Offer, Offered, Result, Seek, Sought
 from dynamo_box.kv.client.ledger import Totals
 
 Content = tuple[int, ...]
+Job = Offer | Keep | Seek | Fetch
 GARBAGE: Content = (-1,)
 
 
@@ -48,9 +49,10 @@ class FakeStore:
     contents: Contents
     status: str = ""
     speed: float | None = None
-    jobs: list[Offer | Seek | Fetch] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
     stored: dict[bytes, tuple[Content, str, int | None]] = field(default_factory=dict)
     leases: dict[int, list[bytes]] = field(default_factory=dict)
+    holds: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
     offers: list[Offer] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     found: int = 0
@@ -77,6 +79,10 @@ class FakeStore:
         self.offers.append(job)
         self.jobs.append(job)
 
+    def keep(self, job: Keep) -> None:
+        assert job.digests
+        self.jobs.append(job)
+
     def seek(self, job: Seek) -> None:
         assert job.digests
         self.jobs.append(job)
@@ -92,12 +98,20 @@ class FakeStore:
     def forgo(self, job: Forgo) -> None:
         del self.leases[job.lease]
 
-    def answer(self, job: Offer | Seek | Fetch, chance: Callable[[float], bool] = lambda _: False) -> Result:
+    def due(self) -> list[Job]:
+        """What may be answered now: a hold comes behind the offers before it."""
+        offers = [place for place, job in enumerate(self.jobs) if isinstance(job, Offer)]
+        first = offers[0] if offers else len(self.jobs)
+        return [job for place, job in enumerate(self.jobs) if not isinstance(job, Keep) or place < first]
+
+    def answer(self, job: Job, chance: Callable[[float], bool] = lambda _: False) -> Result:
         """Its result; `chance` says whether something that goes wrong with this probability does now."""
         self.jobs.remove(job)
         result: Result
         if isinstance(job, Offer):
             result = self._store(job, chance)
+        elif isinstance(job, Keep):
+            result = self._hold(job, chance)
         elif isinstance(job, Seek):
             result = self._find(job, chance)
         else:
@@ -106,7 +120,7 @@ class FakeStore:
         return result
 
     def answer_all(self) -> list[Result]:
-        return [self.answer(job) for job in list(self.jobs)]
+        return [self.answer(job) for job in self.due()]
 
     def _store(self, job: Offer, chance: Callable[[float], bool]) -> Offered:
         self.contents.read.subtract(job.pool_blocks)
@@ -119,9 +133,20 @@ class FakeStore:
             self.stored[block.digest] = (content, "23"[chance(0.3)], block.priority)
         return Offered(job.key, stored=len(job.blocks))
 
-    def _find(self, job: Seek, chance: Callable[[float], bool]) -> Sought:
+    def _hold(self, job: Keep, chance: Callable[[float], bool]) -> Kept:
+        assert job.hold not in self.holds
+        there = sum(digest in self.stored for digest in job.digests)
+        if there < len(job.digests):
+            return Kept(job.key, f"{there} of {len(job.digests)} blocks are there")
         if chance(0.1):
+            return Kept(job.key, "no answer")
+        self.holds[job.hold] = job.digests
+        return Kept(job.key)
+
+    def _find(self, job: Seek, chance: Callable[[float], bool]) -> Sought:
+        if chance(0.1) and not job.claim:
             return Sought(job.key, error="no answer")
+        self.holds.pop(job.claim, None)
         found = []
         for digest in job.digests:
             if digest not in self.stored:

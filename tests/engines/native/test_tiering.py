@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynamo_box.kv.client.jobs import Fetch, Offer, Seek
+from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.kv import KvLayout
 from dynamo_box.protocol.request import PriorityRange, Sampling
 from dynamo_box.protocol.spec import ModelSpec, Offload, WorkerSpec
@@ -50,7 +51,7 @@ class Box:
         self._bounds = {"max_batch": batch, "max_batch_tokens": budget}
         self.scheduler = self._make_scheduler()
         self.living: list[Sequence] = []
-        self.arrivals = 0
+        self.arrivals = self.computed_prompt_tokens = 0
 
     def add(self, tokens: list[int], output: int = 1, **request: object) -> Sequence:
         sampling = Sampling(max_tokens=output, ignore_eos=True)
@@ -59,14 +60,19 @@ class Box:
         self.arrivals += 1
         self.living.append(sequence)
         self.scheduler.add(sequence)
+        self.tiering.added(sequence)
         return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        sequence.cancelled = True
+        self.tiering.cancelled(sequence)
 
     def step(self) -> bool:
         """As the runner does it; whether something was computed."""
-        for sequence in [one for one in self.living if one.cancelled and not one.loading]:
-            self.end(sequence)
+        ended = self._end_what_is_over()
         works = self.scheduler.schedule()
-        assert works or not self.living or self.tiering.awaited, "nothing moves and nothing is awaited"
+        ended |= self._end_what_is_over()
+        assert works or not self.living or self.tiering.awaited or ended, "nothing moves and nothing is awaited"
         sampling = [work.sequence for work in works if work.samples]
         for work in works:
             self._compute(work.sequence, work.count)
@@ -77,6 +83,8 @@ class Box:
             sequence.tokens.append(2)
             if sequence.finish_after(2, context_length=BLOCK * self.pool.total) is not None:
                 self.end(sequence)
+            elif sequence.request.leg == "prefill":
+                self.tiering.handovers.begin(sequence)
         if not self.living:
             self.pool.check_idle()
         self.tiering.changed(self.pool.take_events())
@@ -84,11 +92,21 @@ class Box:
         self.tiering.offload()
         return bool(works)
 
+    def _end_what_is_over(self) -> bool:
+        over = [one for one in self.living if one.is_over]
+        for sequence in over:
+            self.end(sequence)
+        return bool(over)
+
     def _compute(self, sequence: Sequence, count: int) -> None:
-        assert not sequence.loading
+        assert sequence.computes
         for place in range(sequence.computed // BLOCK):
             wanted = tuple(sequence.tokens[: (place + 1) * BLOCK])
             assert self.contents.of[sequence.blocks[place]] == wanted, f"block {place} of {sequence.request.request_id}"
+        if sequence.computed % BLOCK:
+            partial = self.contents.of[sequence.blocks[sequence.computed // BLOCK]]
+            assert partial == tuple(sequence.tokens[: sequence.computed]), "the partial block"
+        self.computed_prompt_tokens += max(0, min(count, sequence.prompt_length - sequence.computed))
         for position in range(sequence.computed, sequence.computed + count):
             self.contents.write(sequence.blocks[position // BLOCK], tuple(sequence.tokens[: position + 1]))
 
@@ -103,7 +121,7 @@ class Box:
             self.answer(Seek)
 
     def answer(self, kind: type = object, chance: Callable[[float], bool] = lambda _: False) -> None:
-        for job in [one for one in self.store.jobs if isinstance(one, kind)]:
+        for job in [one for one in self.store.due() if isinstance(one, kind)]:
             self.tiering.take(self.store.answer(job, chance), self.scheduler)
 
     def run(self) -> None:
@@ -111,6 +129,9 @@ class Box:
         while self.living or self.store.jobs or self.tiering.offloading:
             self.step()
             self.answer()
+
+    def figures(self) -> WorkerFigures:
+        return self.tiering.add_to(WorkerFigures())
 
     def forget(self) -> None:
         """What a sleep does to the pool."""
