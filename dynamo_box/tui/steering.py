@@ -60,7 +60,8 @@ class Steering:
             self._ask(dialog, lambda mode: self._begin(replace(wanted, target=mode)))
         elif act.kind == legs.POLICY:
             now = acts.router_policy(snapshot)
-            asked = f"Which requests shall go in two legs? Now: {_policy(now.policy, now.min_uncached_tokens)}"
+            least = f", ≥{now.min_uncached_tokens:,} tokens" if now.policy == "conditional" else ""
+            asked = f"Which requests shall go in two legs? Now: {now.policy}{least}"
             dialog = QuestionDialog(act.title, asked, _policies(now), look)
             self._ask(dialog, lambda policy: self._begin(replace(wanted, target=policy)))
         elif act.kind == legs.ROLE:
@@ -113,17 +114,15 @@ def _policies(now: Disagg) -> list[Answer]:
     """Each, and the threshold as it is and a step to either side."""
     tokens = now.min_uncached_tokens
     return [
-        Answer("1", "fallback", f"{_policy('fallback')}; what can't be passed on is computed again"),
-        Answer("2", "strict", f"{_policy('strict')}; what can't be passed on fails"),
+        Answer("1", "fallback", "fallback: all; what can't be passed on is computed again"),
+        Answer("2", "strict", "strict: all; what can't be passed on fails"),
         *(
-            Answer(str(at), f"conditional:min_uncached_tokens={each}", _policy("conditional", each))
+            Answer(
+                str(at), f"conditional:min_uncached_tokens={each}", f"conditional: from {each:,} uncached tokens on"
+            )
             for at, each in enumerate(dict.fromkeys((tokens, tokens // 2, max(tokens, 1) * 2)), 3)
         ),
     ]
-
-
-def _policy(name: str, tokens: int = 0) -> str:
-    return f"{name}, from {tokens:,} uncached tokens on" if name == "conditional" else f"{name}, all"
 
 
 def _roles(wanted: Order, snapshot: BoxSnapshot) -> list[Answer]:
