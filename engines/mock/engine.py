@@ -73,7 +73,7 @@ class MockEngine:
         for done in range(1, START_STEPS + 1 if options.startup_s else 1):
             await asyncio.sleep(options.startup_s / START_STEPS)
             progress("pretending to load", done, START_STEPS, "steps")
-        self._options, self._sink, self._role = options, sink, spec.role
+        self._options, self._sink = options, sink
         self._pool = BlockPool(blocks)
         self._scheduler = Scheduler(
             self._pool,
@@ -139,7 +139,6 @@ class MockEngine:
             tokens_per_s=self._token_rate(),
             busy_s=self._busy_s,
             computed_prompt_tokens=self._computed_prompt_tokens,
-            role=self._role,
             handed_over=self._legs.handed_over,
             taken_over=self._legs.taken_over,
             handover_seconds=self._legs.handover_seconds,
