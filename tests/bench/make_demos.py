@@ -49,10 +49,12 @@ QUESTIONS = ("Why does it run fast?", "Which oil?", "How do I set it to spring t
 
 class Load:
     """Chats with a few shared system prompts, some much more popular than others, so that hit rates differ. `chapters`
-    is how much longer the longest prompts are than the shortest.
+    is how much longer the longest prompts are than the shortest; `fresh` is the share of prompts of which nothing is
+    cached anywhere.
     """
 
-    def __init__(self, port: int, chapters: int) -> None:
+    def __init__(self, port: int, chapters: int, fresh: float = 0.0) -> None:
+        self._fresh = fresh
         self.sent = self.failed = 0
         self._random = random.Random(7)
         self._client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
@@ -90,13 +92,14 @@ class Load:
         which = min(int(self._random.paretovariate(0.7)) - 1, len(self._prompts) - 1)
         question = f"{self._random.choice(QUESTIONS)} Order {self._random.randrange(10_000)}."
         self.sent += 1
+        customer = f"Customer {self.sent}. " if self._random.random() < self._fresh else ""
         try:
             async for _ in await self._client.chat.completions.create(
                 model=model,
                 stream=True,
                 max_tokens=max(8, int(self._random.gauss(tokens, tokens / 3))),
                 messages=[
-                    {"role": "system", "content": self._prompts[which]},
+                    {"role": "system", "content": customer + self._prompts[which]},
                     {"role": "user", "content": question},
                 ],
             ):
@@ -139,24 +142,51 @@ async def sleep_wake(load: Load, run: RunDir) -> None:
     await load.at(1.5, 5, tokens=24, model=first)
 
 
+async def disagg(load: Load, run: RunDir) -> None:
+    """Long prompts in two legs. A prefill worker is killed under load: what it computed is computed elsewhere, and its
+    requests go on. Then short prompts are kept in one leg.
+    """
+    model = await asyncio.to_thread(served, run)
+    await asyncio.sleep(3)
+    await load.at(5, 14, model=model)
+    kill(run, f"{model}.prefill.0")
+    await load.at(5, 16, model=model)
+    policy = "conditional:min_uncached_tokens=512"
+    await asyncio.to_thread(steer, run, lambda client: client.set_option("router", "disagg", policy))
+    await load.at(5, 12, model=model)
+    await load.at(1, 4, model=model)
+
+
 class Story(NamedTuple):
-    """`chapters` as in Load: a model that computes on a cpu has no time for long prompts."""
+    """`chapters` and `fresh` as in Load: a model that computes on a cpu has no time for long prompts. `simulate` are the
+    devices that a profile is tried on.
+    """
 
     tell: Callable[[Load, RunDir], Awaitable[None]]
     profile: str = "mock-8gpu"
     chapters: int = 3
+    simulate: str = ""
+    fresh: float = 0.0
 
 
 STORIES = {
     "routed-load": Story(routed_load),
     "crash-recovery": Story(crash_recovery),
     "sleep-wake": Story(sleep_wake, "two-models", 0),
+    "disagg": Story(disagg, "llama70b-disagg", 9, "gpu=8x80GiB", fresh=0.6),
 }
 
 
 def steer(run: RunDir, act: Callable[[ControlClient], object]) -> None:
     with ControlClient.connect(run) as client:
         act(client)
+
+
+def served(run: RunDir) -> str:
+    """The only model's name."""
+    with ControlClient.connect(run) as client:
+        (model,) = client.snapshot().models
+    return model.name
 
 
 def kill(run: RunDir, process: str) -> None:
@@ -261,7 +291,10 @@ def make(name: str) -> None:
         scrubber = Scrubber(run, box_home, port)
         made = Path(directory, name)
         story = STORIES[name]
-        subprocess.run([*dynbox, "up", "--profile", story.profile, "--port", str(port)], env=environment, check=True)
+        up = [*dynbox, "up", "--profile", story.profile, "--port", str(port)]
+        if story.simulate:
+            up += ["--simulate", story.simulate]
+        subprocess.run(up, env=environment, check=True)
         try:
             with Recorder(made) as recorder:
                 asyncio.run(tell(story, RunDir(run), port, recorder, scrubber))
@@ -275,7 +308,7 @@ def make(name: str) -> None:
 async def tell(story: Story, run: RunDir, port: int, recorder: Recorder, scrubber: Scrubber) -> None:
     stop = threading.Event()
     recording = asyncio.create_task(asyncio.to_thread(record, run, recorder, scrubber, stop))
-    load = Load(port, story.chapters)
+    load = Load(port, story.chapters, story.fresh)
     await story.tell(load, run)
     await load.finish()
     stop.set()
