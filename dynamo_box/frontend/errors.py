@@ -222,8 +222,10 @@ def stalled(worker: str | None, seconds: float) -> ApiError:
 
 
 def took_too_long(seconds: float) -> ApiError:
-    message = f"the request was not done within {seconds:g} s, the most that this server allows (max_generation_time)"
-    return ApiError(504, message, kind="server_error", code="max_generation_time", again=False)
+    message = (
+        f"the request was not done within {seconds:g} s, the most that this server's profile allows (max_generation)"
+    )
+    return ApiError(504, message, kind="server_error", code="max_generation", again=False)
 
 
 def slow_client(seconds: float) -> ApiError:

@@ -58,6 +58,27 @@ def test_another_worker_goes_on_from_where_the_first_was(tmp_path: Path, tiny_mo
     scenario(work)
 
 
+def test_what_is_sampled_has_a_seed_so_that_anybody_can_go_on(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            (worker,) = await box.ready()
+            seeds = []
+            for more in ({}, {"temperature": 0.1}, {"temperature": 0}, {"seed": 7}, {"temperature": 0, "seed": -8}):
+                answering = box.post(more)
+                generate = await worker.generated()
+                seeds.append(generate.sampling.seed)
+                _say(worker, generate, 70, finish="length")
+                assert (await answering).status == 200
+            first, second, *others = seeds
+            assert others == [None, 7, -8]
+            assert first is not None
+            assert second is not None
+            assert first != second
+            assert 0 <= min(first, second) <= max(first, second) < 2**63
+
+    scenario(work)
+
+
 def test_what_was_held_back_is_kept_over_a_loss(tmp_path: Path, tiny_model: Path) -> None:
     cases: list[tuple[dict[str, Any], str, str, str]] = [
         ({"stop": "a stop"}, "a s", "top, never shown", ""),
@@ -196,7 +217,7 @@ def test_no_request_runs_for_longer_than_it_may(tmp_path: Path, tiny_model: Path
                 _say(worker, generate, 70)
             for answer in [await each for each in answers]:
                 error = answer.chunks()[-1]["error"] if answer.status == 200 else answer.error
-                assert (answer.status in (200, 504), error["code"]) == (True, "max_generation_time")
+                assert (answer.status in (200, 504), error["code"]) == (True, "max_generation")
                 assert "1.5 s" in error["message"]
             await eventually(lambda: len(worker.cancelled) == 3, "all are cancelled on the worker")
             await box.nothing_left()
