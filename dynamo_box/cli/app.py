@@ -30,6 +30,7 @@ VERBS = {
     "restart": Verb("restart", "Drain and restart one process"),
     "drain": Verb("drain", "Let one worker finish and leave it stopped"),
     "role": Verb("role", "Have a worker compute prompts, answers, or both"),
+    "scale": Verb("scale", "Have more or fewer workers of a model"),
     "disagg": Verb("disagg", "Show or change when prompts and answers part ways"),
     "sleep": Verb("sleep", "Put a model to sleep and free its memory"),
     "wake": Verb("wake", "Wake a model that sleeps"),

@@ -110,10 +110,14 @@ class ControlClient:
         return self._done(control.Drain(self._next_id(), process, drain_s), timeout_s)
 
     def set_role(self, process: str, role: str, drain_s: float, timeout_s: float) -> str:
-        """Let one worker finish and serve as `role` (prefill, decode, aggregated) from then on; returns the supervisor's
-        words once it does.
+        """Let one worker finish and serve as `role` (prefill, decode, aggregated) from then on; returns the
+        supervisor's words once it does.
         """
         return self._done(control.SetRole(self._next_id(), process, role, drain_s), timeout_s)
+
+    def scale(self, model: str, role: str, count: int, drain_s: float, timeout_s: float) -> str:
+        """Have `count` workers of a model in a role; returns the supervisor's words once they are ready or gone."""
+        return self._done(control.Scale(self._next_id(), model, role, count, drain_s), timeout_s)
 
     def sleep(
         self,

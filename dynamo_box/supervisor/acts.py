@@ -60,12 +60,12 @@ class Acts:
             BoxError: it didn't come back, or this is no time for it.
         """
         child = self._child(name)
-        with self._alone(name, RESTARTED):
+        with self.alone(name, RESTARTED):
             self._emit("info", name, "restart was asked for")
             self._before_start(child)
             if unfinished := await child.stop(drain_s):
                 self._emit("warning", name, f"stopped with {_requests(unfinished)} unfinished")
-            self._check_is_up()
+            self.check_is_up()
             self._drained.pop(name, None)
             child.start()
             await child.wait_ready()
@@ -89,16 +89,20 @@ class Acts:
         if drain_s == 0 and self._under_way.get(name) == DRAINED:
             self._emit("info", name, "the drain was cut short")
             return f"{name} is {_outcome(await child.stop(0))}; {back}"
-        with self._alone(name, DRAINED):
+        with self.alone(name, DRAINED):
             if name in self._drained:
                 return f"{name} was drained already; {back}"
             self._emit("info", name, f"drain was asked for (running requests get {drain_s:g} s)")
             unfinished = await child.stop(drain_s)
-            self._check_is_up()
+            self.check_is_up()
             self._drained[name] = None
             self._changed()
             self._emit("warning" if unfinished else "info", name, f"{_outcome(unfinished)}; {back}")
         return f"{name} is {_outcome(unfinished)}; {back}"
+
+    def forget(self, name: str) -> None:
+        """It is no process of this box any more."""
+        self._drained.pop(name, None)
 
     async def set_role(self, name: str, role: str, drain_s: float) -> str:
         """Let a worker finish what it runs, for at most `drain_s`, and serve in another role, with its weights where
@@ -113,7 +117,7 @@ class Acts:
             raise UsageError(f"{name} has no role: only workers have", remedy="`dynbox ps` shows which are")
         if role not in ROLES:
             raise UsageError(f"there is no role {role!r}", remedy=f"there are {', '.join(ROLES)}")
-        with self._alone(name, REASSIGNED):
+        with self.alone(name, REASSIGNED):
             was = child.plan.role
             if was == role:
                 return f"{name} serves as {role} already"
@@ -122,7 +126,7 @@ class Acts:
             if answer.error:
                 self._emit("warning", name, f"goes on as {was}: {answer.error}")
                 raise BoxError(f"{name} goes on as {was}: {answer.error}")
-            self._check_is_up()
+            self.check_is_up()
             self._emit("info", name, f"serves as {role}, was {was}")
         return f"{name} serves as {role}, was {was}"
 
@@ -172,9 +176,9 @@ class Acts:
         return found
 
     @contextlib.contextmanager
-    def _alone(self, name: str, done: str) -> Iterator[None]:
+    def alone(self, name: str, done: str) -> Iterator[None]:
         """One act on a process at a time; `done` is what it is being."""
-        self._check_is_up()
+        self.check_is_up()
         if why_not := self._why_not_child(self._children[name]):
             raise BoxError(f"{name} can't be {done}: its model {why_not}")
         if under_way := self._under_way.get(name):
@@ -188,7 +192,10 @@ class Acts:
         finally:
             del self._under_way[name]
 
-    def _check_is_up(self) -> None:
+    def check_is_up(self) -> None:
+        """Raises:
+        BoxError: the box starts or stops.
+        """
         if why_not := self._why_not():
             raise BoxError(why_not, remedy="processes can be restarted and drained while it is ready")
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from dynamo_box.discovery.instances import withdraw
 from dynamo_box.errors import BoxError
 from dynamo_box.paths import Home, RunDir, logs_dir
+from dynamo_box.plan.scale import as_of_now
 from dynamo_box.plan.types import Plan, ProcessPlan
 from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.spec import ModelSpec
@@ -37,6 +38,7 @@ from dynamo_box.supervisor.life import Surroundings
 from dynamo_box.supervisor.logs import ProcessLog, RotatingFile
 from dynamo_box.supervisor.models import Models
 from dynamo_box.supervisor.procfs import resident_bytes
+from dynamo_box.supervisor.scaling import Scaling
 from dynamo_box.supervisor.snapshot_builder import SnapshotBuilder
 from dynamo_box.supervisor.states import State
 from dynamo_box.supervisor.sweep import end_processes
@@ -108,7 +110,7 @@ class Box:
             sizes=dict.fromkeys(tier_directories, self._tiers.disk_bytes),
         )
         self._thresholds = thresholds.Thresholds()
-        self._builder = SnapshotBuilder(plan, tuple(self.children.values()), self._sampler)
+        self._builder = SnapshotBuilder(plan, self.children, self._sampler)
         self.models = Models(
             plan,
             self.children,
@@ -119,6 +121,15 @@ class Box:
             changed=self._notify,
         )
         self._builder.residency = self.models.residency
+        self.scaling = Scaling(
+            plan,
+            self.children,
+            self.acts,
+            self.models,
+            add=self._add_worker,
+            remove=self._remove_worker,
+            emit=self.events.add,
+        )
 
     def _shared_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
         shared = dict(environment)
@@ -229,6 +240,30 @@ class Box:
         if child.plan.kind == FRONTEND and self._listener is None:
             self._listener = listener.bind(self.plan.host, self.plan.port)
 
+    def _add_worker(self, process: ProcessPlan) -> Child:
+        """Before the frontend, so that it stops after that."""
+        child = self._make_child(process)
+        behind = {
+            name: self.children.pop(name) for name, each in list(self.children.items()) if each.plan.kind == FRONTEND
+        }
+        self.children |= {child.name: child} | behind
+        self._note_workers()
+        return child
+
+    def _remove_worker(self, child: Child) -> None:
+        del self.children[child.name]
+        self.acts.forget(child.name)
+        child.log.close()
+        self._note_workers()
+        self._reconsider()
+
+    def _note_workers(self) -> None:
+        plan = as_of_now(self.plan, [child.plan for child in self.children.values()])
+        self._builder.note_workers(plan)
+        self.models.note_workers(plan)
+        self.models.tell_frontends()
+        self._notify()
+
     def tick(self) -> None:
         """Once a second: look for signs of life, sample memory and devices, and end what was adopted."""
         self._sampler.tick()
@@ -286,7 +321,7 @@ class Box:
         deadline = self._loop.time() + drain_s
         await self.models.close()
         self._close_listener()
-        for _, group in itertools.groupby(reversed(self.children.values()), key=lambda child: child.plan.kind):
+        for _, group in itertools.groupby(reversed(list(self.children.values())), key=lambda child: child.plan.kind):
             left_s = max(0.0, deadline - self._loop.time())
             await asyncio.gather(*(child.stop(max(left_s, flush_s(child))) for child in group))
         self._end_adopted()

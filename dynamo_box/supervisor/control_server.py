@@ -186,6 +186,9 @@ class _Client:
             case control.SetRole():
                 asked = acts.set_role(request.process, request.role, request.drain_s)
                 self._answer(request.id, _done(request.id, asked))
+            case control.Scale():
+                asked = self._box.scaling.scale(request.model, request.role, request.count, request.drain_s)
+                self._answer(request.id, _done(request.id, asked))
             case control.SetOption():
                 asked = acts.set_option(request.process, request.key, request.value)
                 self._answer(request.id, _done(request.id, asked))

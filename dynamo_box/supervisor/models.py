@@ -143,6 +143,33 @@ class Models:
                 self._told = now
                 child.tell(status.Residencies(now[1]))
 
+    @property
+    def asleep(self) -> dict[str, str]:
+        """Where the weights of each model are that sleeps."""
+        return {model.name: model.said.place for model in self._models.values() if model.state is ModelState.ASLEEP}
+
+    @contextlib.asynccontextmanager
+    async def kept_awake(self, name: str) -> AsyncIterator[None]:
+        """Meanwhile nobody puts a model to sleep.
+
+        Raises:
+            BoxError: no such model, or it isn't awake.
+        """
+        model = self._model(name)
+        if model.state is not ModelState.AWAKE:
+            raise BoxError(f"{name} is {_words(model.state)}", remedy=f"`dynbox wake {name}` wakes it")
+        async with model.turn:
+            if (now := self.residency(name).state) not in ("awake", "unavailable"):
+                raise BoxError(f"{name} is {_words(ModelState(now))}", remedy=f"`dynbox wake {name}` wakes it")
+            yield
+
+    def note_workers(self, plan: Plan) -> None:
+        """Workers have come or gone; `plan` has the processes there are now."""
+        for model in self._models.values():
+            model.workers = tuple(child for child in self._children.values() if child.plan.model == model.name)
+            model.needs = needs_of(plan, model.name)
+        self._moved.set()
+
     # start
 
     def started(self, name: str) -> None:

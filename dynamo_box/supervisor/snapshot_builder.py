@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -17,17 +17,23 @@ from dynamo_box.supervisor.devices import DeviceSampler
 
 
 class SnapshotBuilder:
-    """Knows what doesn't change in a box's life, and when a model's last request ended in an earlier life of the
-    frontend.
-    """
+    """Knows what was planned, and when a model's last request ended in an earlier life of the frontend."""
 
-    def __init__(self, plan: Plan, children: Sequence[Child], sampler: DeviceSampler) -> None:
+    def __init__(self, plan: Plan, children: Mapping[str, Child], sampler: DeviceSampler) -> None:
         self._plan = plan
-        self._children = tuple(children)
+        self._by_name = children
         self._sampler = sampler
         self._planned = _planned_devices(plan)
         self._last_ended: dict[str, float] = {}
         self.residency: Callable[[str], Residency | None] = lambda _model: None
+
+    @property
+    def _children(self) -> tuple[Child, ...]:
+        return tuple(self._by_name.values())
+
+    def note_workers(self, plan: Plan) -> None:
+        """Workers have come or gone; `plan` has the processes there are now."""
+        self._planned = _planned_devices(plan)
 
     def idle_s(self, model: str) -> float | None:
         """Seconds since its last request ended: 0 while one runs, None if there has been none."""

@@ -24,7 +24,7 @@ class TierNews:
 
     def __init__(self, children: Mapping[str, Child]) -> None:
         self._store = next((child for child in children.values() if child.plan.kind == KVSTORE), None)
-        self._workers = [child for child in children.values() if child.plan.model is not None]
+        self._children = children
         self._frontends = [child for child in children.values() if child.plan.kind == FRONTEND]
         self._told: dict[str, tuple[int, status.Tiers]] = {}
 
@@ -32,14 +32,15 @@ class TierNews:
         """Once a second."""
         if self._store is None:
             return
+        workers = [child for child in self._children.values() if child.plan.model is not None]
         news = status.Tiers(
             store=self.figures,
             workers={
                 child.name: child.figures.tiers
-                for child in self._workers
+                for child in workers
                 if isinstance(child.figures, WorkerFigures) and child.figures.tiers is not None
             },
-            models={child.name: child.plan.model for child in self._workers if child.plan.model is not None},
+            models={child.name: child.plan.model for child in workers if child.plan.model is not None},
         )
         for frontend in self._frontends:
             if frontend.pid is None or frontend.state is State.STARTING:

@@ -4,6 +4,7 @@
 serve                answer HTTP on the inherited listener (`no-model`: with a 400)
 log:TEXT             write a line first
 fail:KIND            say Failed (`permanent` or `passing`) and exit
+fail-in:NAME         say Failed and exit, if that is its name
 exit:N               exit with N before being ready
 exit-once:N          the same, but only in the first life
 exit-when-ready:N    be ready, then exit
@@ -81,6 +82,9 @@ def before_ready(
             print(rest, flush=True)
         case "fail":
             channel.send(status.Failed("it was told to fail", "tell it otherwise", rest == "permanent"))
+            return 1
+        case "fail-in" if rest == NAME:
+            channel.send(status.Failed("it was told to fail", permanent=True))
             return 1
         case "exit":
             return int(rest)
