@@ -158,8 +158,8 @@ async def disagg(load: Load, run: RunDir) -> None:
 
 
 class Story(NamedTuple):
-    """`chapters` and `fresh` as in Load: a model that computes on a cpu has no time for long prompts. `simulate` are the
-    devices that a profile is tried on.
+    """`chapters` and `fresh` as in Load: a model that computes on a cpu has no time for long prompts. `simulate` are
+    the devices that a profile is tried on.
     """
 
     tell: Callable[[Load, RunDir], Awaitable[None]]
