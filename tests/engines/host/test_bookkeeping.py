@@ -20,7 +20,7 @@ from engines.contract import EngineInfo, Output, ReportProgress, RequestRejected
 from engines.shell_events import EventFeed
 from engines.shell_requests import PeerConnection, Requests
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class ScriptedEngine:

@@ -36,7 +36,7 @@ from dynamo_box.protocol.request import (
 )
 from dynamo_box.protocol.spec import ModelSpec, WorkerSpec
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 BLOCK_SIZE = 16
 ISOLATION = isolation_key("abc", block_size=BLOCK_SIZE, kv_dtype="float16")
 

@@ -54,7 +54,7 @@ from dynamo_box.protocol.route import (
 )
 from dynamo_box.protocol.spec import ChildSpec, FrontendSpec, ModelSpec
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 MODEL = "tiny"
 BLOCK = 16
 

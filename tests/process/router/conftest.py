@@ -30,7 +30,7 @@ from dynamo_box.protocol.route import Place, Placed, RouteReply, Unplaced, reply
 from dynamo_box.protocol.spec import EVENTS_SUFFIX, ChildSpec, ModelSpec, RouterSpec
 from dynamo_box.protocol.status import ChildMessage, Ready, Report, Start, child_decoder
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 BLOCK = 16
 STORE = "kvstore"
 SPEC = ModelSpec("smollm2", "/nowhere", "f00", context_length=8192, block_size=BLOCK)
