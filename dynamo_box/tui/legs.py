@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from dynamo_box.protocol.figures import RouterFigures, WorkerFigures
 from dynamo_box.protocol.spec import Disagg
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
 
 PREFILL, DECODE, BOTH = "prefill", "decode", "aggregated"
 SPLIT = "split"
-"""Trait of a box: some of its workers serve one leg alone, so that the policy means something."""
-FLIPPABLE = "flippable"
-"""Trait of a box: a model has workers that say what they serve as, and more than one of them."""
+"""Trait of a box: some of its workers serve one leg alone, so that roles and the policy mean something."""
 POLICY, ROLE = "disagg", "role"
 """The acts; the first is also the setting of the router."""
 
@@ -36,12 +32,8 @@ def split_models(snapshot: BoxSnapshot) -> set[str]:
 
 
 def traits(snapshot: BoxSnapshot) -> set[str]:
-    """Of SPLIT and FLIPPABLE those that the box has."""
-    telling = Counter(
-        each.model for each in snapshot.processes if isinstance(each.figures, WorkerFigures) and each.figures.role
-    )
-    found = {SPLIT} if is_split(snapshot) else set()
-    return found | ({FLIPPABLE} if any(count > 1 for count in telling.values()) else set())
+    """SPLIT, if the box is."""
+    return {SPLIT} if is_split(snapshot) else set()
 
 
 def is_simulated(snapshot: BoxSnapshot) -> bool:

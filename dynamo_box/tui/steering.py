@@ -117,9 +117,7 @@ def _policies(now: Disagg) -> list[Answer]:
         Answer("1", "fallback", "fallback: all; what can't be passed on is computed again"),
         Answer("2", "strict", "strict: all; what can't be passed on fails"),
         *(
-            Answer(
-                str(at), f"conditional:min_uncached_tokens={each}", f"conditional: from {each:,} uncached tokens on"
-            )
+            Answer(str(at), f"conditional:min_uncached_tokens={each}", f"conditional: from {each:,} uncached tokens on")
             for at, each in enumerate(dict.fromkeys((tokens, tokens // 2, max(tokens, 1) * 2)), 3)
         ),
     ]

@@ -58,7 +58,7 @@ class Fleet:
     acts: tuple[Act, ...] = (
         Act("r", "restart", "restart", "Drain and restart {row}?"),
         Act("d", "drain", "drain", "Drain and stop {row}? It stays stopped until a restart."),
-        Act("o", legs.ROLE, "role", "What shall {row} serve as? It drains first.", of=legs.FLIPPABLE),
+        Act("o", legs.ROLE, "role", "What shall {row} serve as? It drains first.", of=legs.SPLIT),
     )
 
     def panels(self, frame: Frame, width: int) -> tuple[Panel, ...]:

@@ -59,7 +59,7 @@ CLEAR = Act("c", "clear", "clear KV tier", "Which?", needs_row=False, of="kvstor
 MODE = Act("m", "mode", "router mode", needs_row=False)
 LEGS = snapshots.disaggregated()
 POLICY = Act("p", "disagg", "disagg policy", needs_row=False, of="split")
-ROLE = Act("o", "role", "role", "What shall {row} serve as?", of="flippable")
+ROLE = Act("o", "role", "role", "What shall {row} serve as?", of="split")
 
 
 def test_a_process_is_restarted_by_its_name() -> None:

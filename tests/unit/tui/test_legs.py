@@ -8,7 +8,7 @@ import pytest
 from fakes import snapshots
 from msgspec.structs import replace
 
-from dynamo_box.protocol.figures import Decision, RouterFigures, WorkerFigures
+from dynamo_box.protocol.figures import Decision, RouterFigures
 from dynamo_box.protocol.spec import Disagg
 from dynamo_box.snapshot import BoxSnapshot, ProcessInfo, Targets
 from dynamo_box.tui import legs
@@ -336,9 +336,3 @@ def test_acts_on_roles_are_there_where_there_are_roles() -> None:
     assert keys(BOX, "routing", Options(screen="routing", readonly=True)) == ""
     for snapshot in BEFORE_ROLES:
         assert [keys(snapshot, screen) for screen in ("fleet", "routing", "models")] == ["rd", "m", "zw"]
-    pair = snapshots.tiered()
-    for process in pair.processes:
-        if isinstance(process.figures, WorkerFigures):
-            pair = changed(process.name, pair, {"role": "aggregated"})
-    assert keys(pair, "fleet") == "rdo", "whose workers serve as both, and could be split"
-    assert keys(pair, "routing") == "m"
