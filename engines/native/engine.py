@@ -193,7 +193,9 @@ class NativeEngine:
     def _obey(self, runner: Runner) -> bool:
         """Carry out the commands that wait; with nothing to compute wait for the next. False to stop."""
         while runner.idle or self._put_off or not self._commands.empty():
-            match self._put_off.popleft() if self._put_off else self._commands.get():
+            match self._put_off.popleft() if self._put_off else self._next_command(runner):
+                case None:
+                    self._offload(runner)
                 case SequenceRequest() as request:
                     runner.add(request)
                 case _Cancel(key):
@@ -209,6 +211,13 @@ class NativeEngine:
                     self._await_offload(runner, STOP_FLUSH_S)
                     return False
         return True
+
+    def _next_command(self, runner: Runner) -> _Command | None:
+        """None: nothing has come, and there is something to send to the tiers."""
+        try:
+            return self._commands.get(timeout=None if runner.tiering is None else runner.tiering.handovers.next_s)
+        except queue.Empty:
+            return None
 
     def _offload(self, runner: Runner) -> None:
         if runner.tiering is not None:

@@ -7,8 +7,8 @@ Most blocks were offered behind the steps that computed them (`offloading.py`), 
 that the priority filter kept out are offered now: a request in two legs needs them. Meanwhile the sequence keeps its
 blocks, full or not, whatever the pool calls by their digests, so none needs to be pinned.
 
-What is known of the tiers may be out of date, and another worker may be about to store the same blocks: if the hold
-fails all are offered, and it is tried again.
+What is known of the tiers may be out of date: if the hold fails all are offered, and it is tried again. Another worker
+may be storing the same blocks just now: that is waited for, in short intervals, since nobody tells when it has.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from engines.native.sequence import Sequence as Request
 OFFER_BLOCKS = 64
 MOST_OFFERED = 1024
 """Blocks of all hand-overs that are offered and not answered; `Tiers` drops what is too much for it."""
-TRIES = 3
+TRIES = 2
+BUSY_INTERVAL_S = 0.01
+BUSY_PATIENCE_S = 5.0
 
 log = get_logger()
 
@@ -69,7 +71,9 @@ def prompt_digests(request: Request, block_size: int) -> list[bytes]:
 
 @dataclass(slots=True, eq=False)
 class _Handover:
-    """`places` of its blocks are yet to be offered, before the hold is asked for. `offers` are unanswered."""
+    """`places` of its blocks are yet to be offered, and then the hold is asked for: `waits` until it is. `offers` are
+    unanswered. `patient_until`: others were storing some of its blocks, and won't be waited for longer.
+    """
 
     request: Request
     blocks: list[Block]
@@ -77,7 +81,9 @@ class _Handover:
     partial: bytes
     began: float
     places: deque[int]
+    waits: bool = True
     tries_left: int = TRIES
+    patient_until: float | None = None
     offers: int = 0
     keeping: bool = False
     held: bool = False
@@ -107,6 +113,8 @@ class Handovers:
         self._open: dict[int, _Handover] = {}
         """By the key of the request."""
         self._line: deque[_Handover] = deque()
+        self._later: deque[tuple[float, _Handover]] = deque()
+        """When they get in line again."""
         self._offers: dict[int, tuple[_Handover, list[Block]]] = {}
         self._keeps: dict[int, _Handover] = {}
         self._offered = 0
@@ -118,6 +126,11 @@ class Handovers:
         """Whether blocks are being read, or a result will come."""
         return bool(self._open)
 
+    @property
+    def next_s(self) -> float | None:
+        """Seconds until `send` has something to do, if nothing happens."""
+        return max(0.0, self._later[0][0] - self._clock()) if self._later else None
+
     def begin(self, request: Request) -> None:
         """The prompt is computed, and its first token known: have it held for another worker."""
         digests = prompt_digests(request, self._block_size)
@@ -128,16 +141,17 @@ class Handovers:
         request.handing = True
         self._open[request.request.key] = handover
         self._line.append(handover)
-        self._send()
+        self.send()
 
     def cancel(self, request: Request) -> None:
         """Nobody wants it any more; it is over when its copies are."""
         handover = self._open.get(request.request.key)
         if handover is not None:
-            if handover in self._line:
-                self._line.remove(handover)
-                self._known.handed([handover.blocks[place] for place in handover.places], stored=False)
-                handover.places.clear()
+            self._known.handed([handover.blocks[place] for place in handover.places], stored=False)
+            handover.places.clear()
+            handover.waits = False
+            self._line = deque(one for one in self._line if one is not handover)
+            self._later = deque(one for one in self._later if one[1] is not handover)
             self._settle(handover)
 
     def ended(self, request: Request) -> None:
@@ -153,7 +167,7 @@ class Handovers:
         handover.lacking.update(result.dropped)
         self._known.handed(blocks, stored=result.stored + result.known == len(blocks))
         self._settle(handover)
-        self._send()
+        self.send()
 
     def kept(self, result: Kept) -> None:
         handover = self._keeps.pop(result.key)
@@ -162,20 +176,32 @@ class Handovers:
         if result.error:
             self._not_held(handover, result.error)
         self._settle(handover)
-        self._send()
+        self.send()
 
     def _not_held(self, handover: _Handover, why: str) -> None:
-        handover.tries_left -= 1
-        if handover.tries_left and not handover.request.cancelled and not self._sink.status:
-            handover.lacking.clear()
-            handover.places.extend(range(len(handover.blocks)))
-            self._line.append(handover)
+        if handover.request.cancelled:
             return
-        dropped = ", ".join(f"{number} {reason}" for reason, number in handover.lacking.items())
-        handover.error = f"{why} ({dropped})" if dropped else why
+        now = self._clock()
+        busy = handover.lacking["store_busy"] > 0
+        if busy and handover.patient_until is None:
+            handover.patient_until = now + BUSY_PATIENCE_S
+        if busy and handover.patient_until is not None and now < handover.patient_until:
+            self._later.append((now + BUSY_INTERVAL_S, handover))
+        elif handover.tries_left > 1 and not self._sink.status:
+            handover.tries_left -= 1
+            self._line.append(handover)
+        else:
+            dropped = ", ".join(f"{number} {reason}" for reason, number in sorted(handover.lacking.items()))
+            handover.error = f"{why} ({dropped})" if dropped else why
+            return
+        handover.waits = True
+        handover.lacking.clear()
+        handover.places.extend(range(len(handover.blocks)))
 
-    def _send(self) -> None:
+    def send(self) -> None:
         """Offer what is to be offered, as far as may be now, and ask for holds behind it."""
+        while self._later and self._later[0][0] <= self._clock():
+            self._line.append(self._later.popleft()[1])
         while self._line and self._offered < MOST_OFFERED:
             handover = self._line[0]
             if handover.places:
@@ -184,7 +210,7 @@ class Handovers:
                 self._line.popleft()
                 key = next(self._keys)
                 self._keeps[key] = handover
-                handover.keeping = True
+                handover.keeping, handover.waits = True, False
                 digests = tuple(block.digest for block in handover.blocks)
                 ttl_s = handover.request.request.transfer_ttl_s
                 self._sink.keep(Keep(key, handover.hold, digests, ttl_s))
@@ -204,7 +230,7 @@ class Handovers:
 
     def _settle(self, handover: _Handover) -> None:
         """If nothing more is to come for it, it is over."""
-        if handover.offers or handover.keeping or handover in self._line:
+        if handover.offers or handover.keeping or handover.waits:
             return
         request = handover.request
         del self._open[request.request.key]

@@ -109,7 +109,8 @@ class Tiering:
         self._offloading.forget(events)
 
     def offload(self) -> None:
-        """Send what waits, as far as may be now."""
+        """Send what waits, as far as may be now; for what waits for more than a result see `handovers.next_s`."""
+        self.handovers.send()
         self._offloading.send()
 
     def queue_everything(self) -> None:

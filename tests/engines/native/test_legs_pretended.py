@@ -14,6 +14,7 @@ from test_tiering import BLOCK, Box
 
 from dynamo_box.kv.client.jobs import Fetch, Keep, Kept, Offer, Offered, Seek
 from dynamo_box.protocol.request import PriorityRange, Transfer
+from engines.native.legs import BUSY_INTERVAL_S, BUSY_PATIENCE_S
 from engines.native.sequence import Sequence
 
 TOKEN = 2
@@ -408,3 +409,58 @@ def test_many_hand_overs_at_once_never_have_too_much_under_way(monkeypatch: pyte
         box.answer(Offer)
     box.run()
     assert all(transfer_of(prefill) for prefill in prefills)
+
+
+def answer_busy(box: Box) -> None:
+    """To all offers of hand-overs; and to the holds behind them."""
+    for job in jobs(box, Offer):
+        box.store.jobs.remove(job)
+        box.store.contents.read.subtract(job.pool_blocks)
+        box.tiering.take(Offered(job.key, dropped={"store_busy": len(job.blocks)}), box.scheduler)
+    box.answer(Keep)
+
+
+def handing_over_what_others_store(monkeypatch: pytest.MonkeyPatch) -> tuple[Box, Sequence, list[float]]:
+    """A box that has been told so, and its clock."""
+    box, clock = Box(), [100.0]
+    monkeypatch.setattr(box.tiering.handovers, "_clock", lambda: clock[0])
+    prefill = add_prefill(box, [1] * 10)
+    box.compute()
+    answer_busy(box)
+    box.step()
+    assert prefill.handing
+    assert not box.store.jobs
+    assert box.tiering.handovers.next_s == pytest.approx(BUSY_INTERVAL_S)
+    return box, prefill, clock
+
+
+def test_what_others_are_storing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    box, prefill, clock = handing_over_what_others_store(monkeypatch)
+    for _ in range(10):
+        clock[0] += 2 * BUSY_INTERVAL_S
+        box.step()
+        answer_busy(box)
+    clock[0] += 2 * BUSY_INTERVAL_S
+    box.run()
+    assert transfer_of(prefill)
+    assert box.figures().handover_seconds == pytest.approx(22 * BUSY_INTERVAL_S)
+
+
+def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    box, prefill, clock = handing_over_what_others_store(monkeypatch)
+    clock[0] += BUSY_PATIENCE_S + 1
+    box.step()
+    while box.living:
+        answer_busy(box)
+        box.step()
+    assert prefill.outcome is not None
+    assert prefill.outcome.error.endswith("0 of 3 blocks are there (3 store_busy)")
+
+
+def test_one_that_is_cancelled_meanwhile_waits_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    box, prefill, _ = handing_over_what_others_store(monkeypatch)
+    box.cancel(prefill)
+    box.step()
+    assert not box.living
+    assert box.tiering.handovers.next_s is None
+    assert not box.store.jobs

@@ -6,7 +6,7 @@ import asyncio
 import random
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -79,19 +79,26 @@ async def fill(store: Store, model: Path, asked: list[list[int]], **settings: An
 
 
 class Held:
-    """Copies into the pool stop before they begin until `go`."""
+    """Copies into the pool, or calls of another method, stop before they begin until `go`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, what: str = "copy_in") -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        what: str = "copy_in",
+        whose: type = PoolCopier,
+        when: Callable[[Any], bool] = lambda _: True,
+    ) -> None:
         self.reached = threading.Event()
         self._go = threading.Event()
-        original = getattr(PoolCopier, what)
+        original = getattr(whose, what)
 
-        def held(*arguments: Any) -> None:
-            self.reached.set()
-            assert self._go.wait(DEADLINE_S)
-            original(*arguments)
+        def held(one: Any, *arguments: Any) -> None:
+            if when(one):
+                self.reached.set()
+                assert self._go.wait(DEADLINE_S)
+            original(one, *arguments)
 
-        monkeypatch.setattr(PoolCopier, what, held)
+        monkeypatch.setattr(whose, what, held)
 
     async def until_reached(self) -> None:
         assert await asyncio.to_thread(self.reached.wait, DEADLINE_S)
