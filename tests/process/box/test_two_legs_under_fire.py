@@ -1,0 +1,203 @@
+"""Workers and the store between them die, and clients leave, at random, in a box that serves requests in two legs: what
+is answered is what an undisturbed worker answers, no request fails, and in the end nothing is held.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from box_under_test import Box, eventually
+from mock_box import MockBox
+from two_legs import Ask, Failed, nothing_is_held
+
+PROFILE = """
+model:
+  name: tiny
+  source: {source}
+  engine: native
+  block_size: 16
+  kv_memory: 1MiB
+  workers: {{prefill: 2, decode: 2}}
+memory: {{tiers: {{host: 8MiB, disk: 32MiB}}}}
+restart: {{first: 50ms, longest: 200ms, give_up_after: 1000}}
+"""
+CLIENTS = 8
+LENGTHS = (1, 5, 16, 17, 64, 200, 333, 700)
+ANSWERS = (2, 9, 30, 80)
+LONGEST_PAUSE_S = 0.3
+CALM_REQUESTS = 4
+"""So many in two legs end before most events, so that there is something to disturb."""
+SHARE_OF_CALM = 0.7
+SHARE_OF_DEATHS = 0.3
+SHARE_OF_ONE_LEG = 0.1
+"""Of the deaths of workers: those that may leave nobody for one of the legs. All others wait until somebody is back."""
+
+
+@pytest.fixture
+def box(tmp_path: Path, tiny_model: Path) -> Iterator[Box]:
+    made = MockBox(tmp_path, PROFILE.format(source=tiny_model))
+    made.start_again()
+    yield made
+    made.destroy()
+
+
+def bodies() -> list[dict[str, Any]]:
+    rng = random.Random(0)
+    return [
+        {
+            "model": "tiny",
+            "prompt": [rng.randrange(3, 288) for _ in range(length)],
+            "max_tokens": max_tokens,
+            "temperature": float(number % 2),
+            "seed": number,
+        }
+        for number, (length, max_tokens) in enumerate((length, answer) for length in LENGTHS for answer in ANSWERS)
+    ]
+
+
+class Load:
+    """Clients that ask and compare. Whoever takes something from `leave` gives its request up at a random point."""
+
+    def __init__(self, box: Box, expected: list[tuple[str, int, int]], seed: int) -> None:
+        self._box = box
+        self._bodies = bodies()
+        self._expected = expected
+        self._over = threading.Event()
+        self.leave: SimpleQueue[None] = SimpleQueue()
+        self.endings: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._run, args=(random.Random(f"{seed} {number}"),)) for number in range(CLIENTS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, rng: random.Random) -> None:
+        while not self._over.is_set():
+            number = rng.randrange(len(self._bodies))
+            salt = rng.choice(["", "a", str(rng.random())])
+            body = {**self._bodies[number], **({"cache_salt": salt} if salt else {})}
+            try:
+                self.leave.get_nowait()
+            except Empty:
+                self._ask(number, body)
+            else:
+                self._give_up(body, rng)
+
+    def _ask(self, number: int, body: dict[str, Any]) -> None:
+        ask = Ask(self._box, body)
+        try:
+            ask.whole()
+        except (Failed, OSError) as error:
+            self.wrong.append(f"request {number} failed: {error}")
+            return
+        if ask.said != self._expected[number]:
+            self.wrong.append(f"request {number} ({ask.workers}) said {ask.said}, not {self._expected[number]}")
+        self.endings["two legs" if ask.workers[0] else "one leg"] += 1
+
+    def _give_up(self, body: dict[str, Any], rng: random.Random) -> None:
+        ask = Ask(self._box, body)
+        after = rng.choice(["no time", "a while", "some tokens"])
+        self.endings[f"left after {after}"] += 1
+        try:
+            if after == "a while":
+                self._over.wait(rng.uniform(0, LONGEST_PAUSE_S))
+            elif after == "some tokens":
+                wanted = rng.randrange(1, 8)
+                for seen, _ in enumerate(ask.pieces(), 1):
+                    if seen == wanted:
+                        break
+        except (Failed, OSError) as error:
+            self.wrong.append(f"a request that was to be left failed: {error}")
+        finally:
+            ask.close()
+
+    def stop(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(180)
+            assert not thread.is_alive(), "a client hangs"
+
+
+def kill_somebody(box: Box, rng: random.Random) -> str:
+    """The store, or a worker that isn't the last."""
+    kind = rng.choice(["worker", "worker", "worker", "worker", "kvstore"])
+    any_worker = rng.random() < SHARE_OF_ONE_LEG
+
+    def candidates() -> list[dict[str, Any]]:
+        ready = [each for each in box.ps()["processes"] if each["state"] == "ready" and each["kind"] == kind]
+        if kind == "kvstore":
+            return ready
+        of_role = Counter(each["role"] for each in ready)
+        return [each for each in ready if (len(ready) if any_worker else of_role[each["role"]]) > 1]
+
+    victim = rng.choice(eventually(candidates, "somebody may be killed"))
+    os.kill(victim["pid"], signal.SIGKILL)
+    name, before = victim["name"], victim["restarts"]
+    eventually(lambda: box.process(name)["restarts"] > before, f"{name} was restarted")
+    return str(name)
+
+
+def under_fire(box: Box, events: int) -> None:
+    rng = random.Random(events)
+    expected = []
+    for body in bodies():
+        alone = Ask(box, {**body, "cache_salt": "alone", "nvext": {"backend_instance_id": "tiny.prefill.0"}}).whole()
+        assert alone.workers == (None, "tiny.prefill.0")
+        expected.append(alone.said)
+    load = Load(box, expected, events)
+    killed: Counter[str] = Counter()
+    began = time.monotonic()
+    try:
+        for _ in range(events):
+            if rng.random() < SHARE_OF_CALM:
+                enough = load.endings["two legs"] + CALM_REQUESTS
+                eventually(
+                    lambda enough=enough: load.wrong or load.endings["two legs"] >= enough, "requests go in two legs"
+                )
+            if rng.random() < SHARE_OF_DEATHS:
+                killed[kill_somebody(box, rng)] += 1
+            else:
+                load.leave.put(None)
+            if load.wrong:
+                break
+        eventually(lambda: load.wrong or load.leave.empty(), "whoever was to leave has left")
+    finally:
+        load.stop()
+    took_s = time.monotonic() - began
+    with urlopen(f"http://127.0.0.1:{box.port}/metrics") as answer:
+        metrics = answer.read().decode()
+    print(f"{events} events in {took_s:.0f} s; killed: {dict(killed)}; requests: {dict(load.endings)}")
+    wanted = r"^dynbox_(?:disagg_requests_total|frontend_recovery_seconds_(?:sum|count)).*"
+    print("\n".join(re.findall(wanted, metrics, re.MULTILINE)))
+    assert not load.wrong, "\n".join(load.wrong)
+    assert load.endings["two legs"] > events
+    nothing_is_held(box)
+    again = [Ask(box, body).whole() for body in bodies()[:3]]
+    assert [each.said for each in again] == expected[:3]
+    assert all(each.workers[0] for each in again), "two legs again"
+    assert len(box.pids()) == 1 + 2 * len(box.ps()["processes"]), "the supervisor; a guard and its program each"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_twenty_five_deaths_and_departures(box: Box) -> None:
+    under_fire(box, 25)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_five_hundred_deaths_and_departures(box: Box) -> None:
+    under_fire(box, 500)
