@@ -20,7 +20,7 @@ from types import TracebackType
 
 import pytest
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 POLL_S = 0.05
 _COMMAND_TIMEOUT_S = 10
 _KEEPING_STATUS = ("sh", "-c", '"$@"; echo "$?" >"$0"')
