@@ -144,15 +144,14 @@ async def sleep_wake(load: Load, run: RunDir) -> None:
 
 async def disagg(load: Load, run: RunDir) -> None:
     """Long prompts in two legs. A prefill worker is killed under load: what it computed is computed elsewhere, and its
-    requests go on. Then short prompts are kept in one leg.
+    requests go on. Then short prompts go in two legs, too.
     """
     model = await asyncio.to_thread(served, run)
     await asyncio.sleep(3)
     await load.at(5, 14, model=model)
     kill(run, f"{model}.prefill.0")
     await load.at(5, 16, model=model)
-    policy = "conditional:min_uncached_tokens=512"
-    await asyncio.to_thread(steer, run, lambda client: client.set_option("router", "disagg", policy))
+    await asyncio.to_thread(steer, run, lambda client: client.set_option("router", "disagg", "fallback"))
     await load.at(5, 12, model=model)
     await load.at(1, 4, model=model)
 

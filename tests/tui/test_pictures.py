@@ -27,6 +27,8 @@ from dynamo_box.tui.theme_names import LIGHT, NONE
 
 SIZES = [(80, 24), (120, 36), (200, 50)]
 DEADLINE_S = 20.0
+DEATH_S = 17.5
+"""When the worker that is killed in `disagg` has died and isn't back."""
 SHOWN_BY = {
     "fleet": "mock.aggregated",
     "routing": "Decisions",
@@ -75,14 +77,15 @@ class Still:
         pass
 
 
-def picture(demo: str, at_s: float, size: tuple[int, int], options: Options, keys: tuple[str, ...] = ()) -> str:
+def picture(
+    demo: str, at_s: float, size: tuple[int, int], options: Options, keys: tuple[str, ...] = (), shown_by: str = ""
+) -> str:
     """The SVG of a screen, `at_s` into a shipped recording, after `keys`."""
     replay = open_replay(demo, 1.0)
     replay.set_paused(True)
     replay.seek(at_s)
-    return drawn(
-        TopApp(replay, replay, RunDir(Path("/nonexistent/run")), options), size, SHOWN_BY[options.screen], keys
-    )
+    app = TopApp(replay, replay, RunDir(Path("/nonexistent/run")), options)
+    return drawn(app, size, shown_by or SHOWN_BY[options.screen], keys)
 
 
 def picture_of(
@@ -202,6 +205,12 @@ def test_tiers_in_other_themes(screen: str, theme: str) -> None:
     moments = snapshots.moments(snapshots.tiered())
     svg = picture_of(moments, (120, 36), Options(screen=screen, theme=theme), shown_by=FLOWING[screen])
     assert_same_picture(svg, f"tiers-{screen}-{theme}")
+
+
+@pytest.mark.parametrize("screen", ["fleet", "routing", "models"])
+def test_a_prefill_worker_dies(screen: str) -> None:
+    svg = picture("disagg", DEATH_S, (120, 36), Options(screen=screen), shown_by="llama")
+    assert_same_picture(svg, f"death-{screen}")
 
 
 IN_LEGS = {"fleet": "BUSY", "routing": "own pool", "requests": "handover", "models": "dynbox role"}

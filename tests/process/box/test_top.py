@@ -177,7 +177,7 @@ class TestWithoutABox:
         assert failed.stdout == ""
 
     def test_a_demo_plays_all_the_same(self, nobody: Box) -> None:
-        for demo in ("routed-load", "crash-recovery"):
+        for demo in ("routed-load", "crash-recovery", "disagg"):
             for screen in ("fleet", "routing", "logs", "events"):
                 printed = nobody.dynbox("top", "--replay", demo, "--once", "--screen", screen).stdout
                 assert "REPLAY" in printed
