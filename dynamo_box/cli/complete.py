@@ -108,3 +108,7 @@ def shells(incomplete: str) -> list[str]:
 
 def disagg_policies(incomplete: str) -> list[str]:
     return [policy for policy in ("strict", "fallback", "conditional") if policy.startswith(incomplete)]
+
+
+def simulated(incomplete: str) -> list[str]:
+    return [text for text in ("gpu=8x80GiB", "gpu=4x141GiB", "gpu=2x24GiB") if text.startswith(incomplete)]

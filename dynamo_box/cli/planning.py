@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from dynamo_box.cli.progress import Display, pull_progress
@@ -32,25 +32,41 @@ def is_known(origin: str) -> bool:
 
 
 class Planning:
-    """A profile on this machine; `plan` may be asked again after a pull.
+    """A profile on this machine, or on one that `simulate` describes; `plan` may be asked again after a pull.
 
     Raises:
         UsageError: a variable for KV tiers in `environ` holds what can't be used.
     """
 
-    def __init__(self, profile: Profile, port: int | None, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        port: int | None,
+        environ: Mapping[str, str] = os.environ,
+        simulate: Sequence[str] = (),
+    ) -> None:
         from dynamo_box.hardware import detect
         from dynamo_box.profile.aliases import with_aliases
 
         self.profile, self._variables = with_aliases(profile, environ)
+        if simulate:
+            from dynamo_box.plan.simulate import simulated, simulated_devices
+
+            self.profile = simulated(self.profile, simulated_devices(simulate), stored_facts())
         self._port = port
         self._hardware = detect()
 
     @classmethod
-    def of_profile(cls, reference: str, port: int | None) -> Planning:
+    def of_profile(cls, reference: str, port: int | None, simulate: Sequence[str] = ()) -> Planning:
+        """`simulate` as `--simulate` has it: other GPUs than those that are here, and mock engines on them.
+
+        Raises:
+            ProfileError: there is no such profile, or it can't be used.
+            UsageError: `simulate` can't be understood.
+        """
         from dynamo_box.profile.load import load_profile
 
-        return cls(load_profile(reference), port)
+        return cls(load_profile(reference), port, simulate=simulate)
 
     @classmethod
     def of_model(cls, model: str, port: int | None) -> Planning:

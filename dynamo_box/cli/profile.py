@@ -69,6 +69,15 @@ def validate(
     names: Annotated[
         list[str], typer.Argument(metavar="NAME|PATH…", help="Profiles.", autocompletion=complete.profiles)
     ],
+    simulate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--simulate",
+            metavar="gpu=NxSIZE",
+            help="Whether they would fit a machine with these GPUs.",
+            autocompletion=complete.simulated,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> ExitCode:
     """Check profiles: all problems at once, with file, line and column; and whether this machine can run them."""
@@ -80,7 +89,7 @@ def validate(
         problems: tuple[str, ...] = ()
         refusal: tuple[str, ...] = ()
         try:
-            planning = Planning.of_profile(name, None)
+            planning = Planning.of_profile(name, None, simulate or ())
         except ProfileError as error:
             status = ExitCode.USAGE
             problems = error.details or (error.what,)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dynamo_box.cli import stderr
+from dynamo_box.cli.model_words import is_simulated
 from dynamo_box.cli.progress import BoxProgress
 from dynamo_box.control.client import ControlClient
 from dynamo_box.control.launch import Launching, is_held, launch
@@ -101,9 +102,11 @@ def join(client: ControlClient, plan: Plan, progress: BoxProgress, deadline: flo
     """
     snapshot = client.snapshot()
     box = snapshot.box
-    if (box.profile, box.endpoint) != (plan.profile, plan.endpoint):
+    simulated = is_simulated(snapshot)
+    if (box.profile, box.endpoint, simulated) != (plan.profile, plan.endpoint, plan.simulated):
+        how = " (simulated)" if simulated else ""
         raise BoxError(
-            f"another box is running: profile {box.profile} on {box.endpoint}, supervisor pid {box.pid}",
+            f"another box is running: profile {box.profile}{how} on {box.endpoint}, supervisor pid {box.pid}",
             remedy="`dynbox down` stops it; another DYNBOX_RUN_DIR and --port run a second box beside it",
         )
     if box.state == "starting":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -17,7 +18,7 @@ import typer
 
 from dynamo_box import wording
 from dynamo_box.cli import complete, output, stderr
-from dynamo_box.cli.model_words import resting
+from dynamo_box.cli.model_words import SIMULATED, is_simulated, resting
 from dynamo_box.cli.planning import Planning, is_known, pull_all
 from dynamo_box.cli.port import require_free
 from dynamo_box.cli.progress import BoxProgress, Display, make_display
@@ -61,6 +62,15 @@ def up(
     port: Annotated[
         int | None, typer.Option("--port", min=1, max=65535, metavar="N", help="In place of the profile's.")
     ] = None,
+    simulate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--simulate",
+            metavar="gpu=NxSIZE",
+            help="Rehearse: mock engines on GPUs that aren't there, such as gpu=8x80GiB.",
+            autocompletion=complete.simulated,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan, or progress and result, as JSON.")] = False,
     foreground: Annotated[
@@ -83,6 +93,10 @@ def up(
     """Start a box and return when it answers: a real completion has come back from every model."""
     if profile is not None and model is not None:
         raise UsageError("--profile and --model exclude each other", remedy="put the model into the profile")
+    if model is not None and simulate:
+        raise UsageError(
+            "--model writes a profile for this machine", remedy="rehearse a profile: --profile, --simulate"
+        )
     if log_level is not None:
         if log_level.lower() not in LEVELS:
             raise UsageError(f"--log-level {log_level!r} is no level", remedy=f"levels: {', '.join(LEVELS)}")
@@ -90,7 +104,7 @@ def up(
     display = make_display(as_json=as_json)
     try:
         with contextlib.closing(display):
-            planning = _planning(profile, model, port, display, pull=not (no_pull or dry_run))
+            planning = _planning(profile, model, port, simulate or (), display, pull=not (no_pull or dry_run))
             plan = planning.plan()
             if dry_run:
                 show_plan(plan, as_json=as_json)
@@ -111,7 +125,9 @@ def up(
     return ExitCode.OK
 
 
-def _planning(profile: str | None, model: str | None, port: int | None, display: Display, *, pull: bool) -> Planning:
+def _planning(
+    profile: str | None, model: str | None, port: int | None, simulate: Sequence[str], display: Display, *, pull: bool
+) -> Planning:
     """What to plan. Models of which nothing is known are pulled first, where that is allowed: only then can it be said
     whether they fit.
     """
@@ -119,7 +135,7 @@ def _planning(profile: str | None, model: str | None, port: int | None, display:
         if pull and not is_known(model):
             pull_all([model], display, allowed=True)
         return Planning.of_model(model, port)
-    planning = Planning.of_profile(profile or DEFAULT_PROFILE, port)
+    planning = Planning.of_profile(profile or DEFAULT_PROFILE, port, simulate)
     if pull:
         pull_all(planning.unknown_origins(), display, allowed=True)
     return planning
@@ -179,6 +195,8 @@ def announce(snapshot: BoxSnapshot, *, already: bool, as_json: bool) -> None:
         stderr.say(f"profile {box.profile} is already up, for {uptime} (supervisor pid {box.pid})")
     if box.state == "degraded":
         stderr.warn(f"the box is degraded: {box.cause}")
+    if is_simulated(snapshot):
+        output.text(SIMULATED)
     output.text(f"{box.endpoint} serves {', '.join(names)} (profile {box.profile})")
     asleep = [f"{model.name} ({place})" for model in snapshot.models if (place := resting(model))]
     if asleep:

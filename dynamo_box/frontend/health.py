@@ -20,6 +20,7 @@ class Health:
     roles: dict[str, dict[str, int]]
     notes: list[str]
     sleeping: tuple[str, ...]
+    simulated: bool = False
 
     def body(self) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -28,6 +29,8 @@ class Health:
             "models": self.models,
             "roles": self.roles,
         }
+        if self.simulated:
+            body["simulated"] = True
         if self.notes:
             body["notes"] = self.notes
         if self.sleeping:

@@ -94,7 +94,14 @@ class Serving:
             reasons.append("the router is not connected")
         if self.requests.draining:
             reasons.append(errors.STOPPING)
-        return Health(reasons=reasons, models=self.models, roles=roles, notes=notes, sleeping=sleeping)
+        return Health(
+            reasons=reasons,
+            models=self.models,
+            roles=roles,
+            notes=notes,
+            sleeping=sleeping,
+            simulated=self.spec.simulated,
+        )
 
     def require_model(self, name: str) -> None:
         """

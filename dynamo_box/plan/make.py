@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from dynamo_box.errors import PlanRefused
 from dynamo_box.hardware import CpuDevice, Hardware, SimulatedGpus, simulate
 from dynamo_box.plan.awake_set import Gathering, gather, groups
@@ -32,12 +34,12 @@ from dynamo_box.plan.memory import (
     WorkerMemory,
     context_length,
     gms_name,
-    gpu_least_bytes,
     items,
     sharer,
     worker_memory,
 )
-from dynamo_box.plan.placement import Demand, Placed, demands, gpus_needed, place
+from dynamo_box.plan.objections import context_reasons, least_gpu, no_way_over, not_built
+from dynamo_box.plan.placement import Placed, demands, gpus_needed, place
 from dynamo_box.plan.processes import (
     computes_on_cpu,
     frontend_process,
@@ -47,8 +49,8 @@ from dynamo_box.plan.processes import (
     uses_gms,
     worker_processes,
 )
+from dynamo_box.plan.simulate import simulated
 from dynamo_box.plan.tiers import (
-    TIERED_ENGINES,
     host_bytes,
     kvstore_process,
     tier_plan,
@@ -56,6 +58,7 @@ from dynamo_box.plan.tiers import (
     tier_warnings,
     without_tiers,
 )
+from dynamo_box.plan.topologies import layouts, passed_over, reasons_of
 from dynamo_box.plan.types import ModelPolicy, Plan, RestartPolicy
 from dynamo_box.profile.catalogue import facts_for
 from dynamo_box.profile.facts import ModelFacts
@@ -64,9 +67,7 @@ from dynamo_box.profile.wording import escaped
 from dynamo_box.snapshot import Targets
 
 if TYPE_CHECKING:
-    from dynamo_box.profile.schema import Profile, ServedModel
-
-BUILT_ENGINES = frozenset({"native", "mock"})
+    from dynamo_box.profile.schema import Profile
 
 
 def make_plan(
@@ -88,11 +89,34 @@ def make_plan(
     none. `variables` says which environment variable gave a setting. `port` overrides the profile's. `shipped` is
     called on refusal only, for what else this machine could carry.
 
+    Of the topologies of a profile the first one that fits is planned.
+
     Raises:
         PlanRefused: with all reasons as details.
     """
-    real = hardware
-    hardware = _planned_hardware(profile, hardware)
+    tried: dict[str, list[str]] = {}
+    planned_for = _planned_hardware(profile, hardware)
+    for layout in layouts(profile):
+        attempt = _plan(layout.profile, planned_for, facts, run_dir, snapshots, tiers_directory, variables, port)
+        reasons = layout.too_small(planned_for)
+        reasons += attempt if isinstance(attempt, list) else []
+        if not reasons and isinstance(attempt, Plan):
+            return structs.replace(attempt, topology=layout.name, passed_over=passed_over(tried))
+        tried[layout.name] = reasons
+    raise _refusal(profile, reasons_of(tuple(tried.items())), hardware, facts, shipped)
+
+
+def _plan(
+    profile: Profile,
+    hardware: Hardware,
+    facts: Mapping[str, ModelFacts],
+    run_dir: str,
+    snapshots: str,
+    tiers_directory: str,
+    variables: Mapping[str, str],
+    port: int | None,
+) -> Plan | list[str]:
+    """The plan, or every reason against it."""
     reasons: list[str] = []
     known: dict[str, ModelFacts] = {}
     for model in profile.served:
@@ -102,11 +126,11 @@ def make_plan(
             reasons.append(f"nothing is known of {origin} yet: run `dynbox pull {origin}` first")
         else:
             known[model.name] = found
-            reasons += _context_reasons(model, found)
+            reasons += context_reasons(model, found)
     wanted = demands(profile, hardware)
     placed, missing = place(wanted, known, hardware)
     too_few = gpus_needed(wanted) > len(hardware.gpus)
-    reasons += [text + _least_gpu(profile, wanted, known) for text in missing] if too_few else missing
+    reasons += [text + least_gpu(profile, wanted, known) for text in missing] if too_few else missing
 
     memories = [worker_memory(worker, profile.memory.kv_per_worker) for worker in placed]
     used = tuple(dict.fromkeys(device for worker in placed for device in worker.devices))
@@ -119,10 +143,10 @@ def make_plan(
     division = _divide(profile, hardware, memories, policies, used, host_need, tiers.tiers.host if tiers else 0)
     reasons += division.reasons
     reasons += tier_reasons(profile, memories, variables)
-    reasons += _no_way_over(profile, wanted)
-    reasons += _not_built(wanted)
+    reasons += no_way_over(profile, wanted)
+    reasons += not_built(wanted)
     if reasons:
-        raise _refusal(profile, reasons, real, facts, shipped)
+        return reasons
 
     specs = {model.name: model_spec(model, known[model.name]) for model in profile.served}
     models = tuple(specs.values())
@@ -143,7 +167,7 @@ def make_plan(
             *((kvstore_process(tiers, run_dir),) if tiers else ()),
             router_process(profile.router, profile.disagg, models, tiers, run_dir),
             *worker_processes(memories, division.kv, shares, specs, tiers, run_dir),
-            frontend_process(profile.frontend, models, run_dir, port),
+            frontend_process(profile.frontend, models, run_dir, port, simulated=profile.simulate is not None),
         ),
         restart=RestartPolicy(
             first_s=profile.restart.first,
@@ -277,54 +301,6 @@ def _planned_hardware(profile: Profile, hardware: Hardware) -> Hardware:
     return simulate(tuple(groups), hardware.cpu)
 
 
-def _context_reasons(model: ServedModel, facts: ModelFacts) -> list[str]:
-    if model.engine == "mock" or model.context_length is None or model.context_length <= facts.context_length:
-        return []
-    return [
-        f"{model.name}: context_length {model.context_length} is beyond the model's {facts.context_length}: "
-        f"{model.context_length - facts.context_length} tokens too many"
-    ]
-
-
-def _least_gpu(profile: Profile, wanted: list[Demand], known: Mapping[str, ModelFacts]) -> str:
-    """How large the GPUs would have to be that aren't there."""
-    least = 0
-    for demand in wanted:
-        facts = known.get(demand.model.name)
-        if facts and (demand.count or demand.indices):
-            stand_in = simulate((SimulatedGpus("", demand.workers.tensor_parallel, 0),), CpuDevice()).gpus
-            devices = tuple(gpu.uuid for gpu in stand_in)
-            worker = Placed(demand.label, demand.model, facts, demand.role, devices, stand_in)
-            least = max(least, gpu_least_bytes(worker_memory(worker, profile.memory.kv_per_worker)))
-    size = round(least / profile.memory.device_fraction)
-    return f"; each needs at least {format_size(size)} of memory" if least else ""
-
-
-def _not_built(wanted: list[Demand]) -> list[str]:
-    reasons: dict[str, None] = {}
-    for demand in wanted:
-        engine = demand.model.engine
-        if engine not in BUILT_ENGINES:
-            reasons[f"{demand.model.name}: the {engine} engine is not built yet"] = None
-        elif engine == "native" and (demand.count or demand.indices):
-            reasons[f"{demand.label}: the native engine on GPUs is not built yet; set devices: cpu"] = None
-    return list(reasons)
-
-
-def _no_way_over(profile: Profile, wanted: list[Demand]) -> list[str]:
-    """Prefill workers of a box without tiers have no way to hand over what they computed."""
-    models = dict.fromkeys(
-        demand.model.name for demand in wanted if demand.role != "aggregated" and demand.model.engine in TIERED_ENGINES
-    )
-    if profile.memory.tiers.host:
-        return []
-    return [
-        f"{name}: prefill workers hand KV to decode workers through the host tier, and there is none; "
-        "set memory.tiers.host"
-        for name in models
-    ]
-
-
 def fitting_profiles(hardware: Hardware, facts: Mapping[str, ModelFacts], profiles: Mapping[str, Profile]) -> list[str]:
     """Names of those that can be planned here, simulated ones last."""
     fitting: list[str] = []
@@ -344,16 +320,20 @@ def _fits(profile: Profile, hardware: Hardware, facts: Mapping[str, ModelFacts])
 
 def _refusal(
     profile: Profile,
-    reasons: list[str],
+    reasons: tuple[str, ...],
     hardware: Hardware,
     facts: Mapping[str, ModelFacts],
     shipped: Callable[[], Mapping[str, Profile]] | None,
 ) -> PlanRefused:
-    fitting = [one for one in fitting_profiles(hardware, facts, shipped()) if one != profile.name] if shipped else []
-    remedy = f"shipped profiles that fit this machine: {', '.join(fitting)}" if fitting else None
+    others = {name: one for name, one in shipped().items() if name != profile.name} if shipped else {}
+    where = "these GPUs" if profile.simulate else "this machine"
+    if profile.simulate:
+        others = {name: simulated(one, profile.simulate.devices, facts) for name, one in others.items()}
+    fitting = fitting_profiles(hardware, facts, others)
+    remedy = f"shipped profiles that fit {where}: {', '.join(fitting)}" if fitting else None
     if profile.memory.tiers.host and _fits(without_tiers(profile), hardware, facts):
         remedy = "without KV tiers it would fit: set memory.tiers.host lower, or it and memory.tiers.disk to 0"
-    return PlanRefused(f"this machine can't carry profile {profile.name}", remedy=remedy, details=tuple(reasons))
+    return PlanRefused(f"{where} can't carry profile {profile.name}", remedy=remedy, details=reasons)
 
 
 def _warnings(profile: Profile, hardware: Hardware, placed: list[Placed], computing: int) -> tuple[str, ...]:

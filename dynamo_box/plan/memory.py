@@ -180,22 +180,35 @@ def _native(worker: Placed) -> WorkerMemory:
 
 
 def _mock(worker: Placed) -> WorkerMemory:
-    """The mock's KV is a model: it counts on simulated devices, where it is all that could run out."""
+    """The mock's memory is a model: it counts on simulated devices, with the weights of the model that it stands in for
+    where it is told of one.
+    """
+    span = len(worker.devices)
+    weights = _mock_weights(worker) if worker.simulated else 0
     token = worker.model.options.get("kv_bytes_per_token", MOCK_KV_TOKEN_BYTES)
     token = token if isinstance(token, int) and token > 0 else MOCK_KV_TOKEN_BYTES
     return WorkerMemory(
         worker=worker,
-        weights=None,
-        overhead=0,
-        overhead_arithmetic="",
+        weights=Weights(-(-weights // span), f"{weights:,} B{_each(worker)}, modelled") if weights else None,
+        overhead=GPU_OVERHEAD_BYTES if weights else 0,
+        overhead_arithmetic="CUDA context, graphs and activations, modelled" if weights else "",
         host=MOCK_BYTES,
         host_arithmetic="Python, no weights: the mock engine computes nothing",
-        block=-(-worker.model.block_size * token // len(worker.devices)),
+        block=-(-worker.model.block_size * token // span),
         block_arithmetic=f"{worker.model.block_size} tokens × {token} B{_each(worker)}, modelled",
         kv=None,
         kv_least=0,
         kv_counts=worker.simulated,
     )
+
+
+def _mock_weights(worker: Placed) -> int:
+    """Bytes; without a size two a parameter, as the engine has it."""
+    for option, each in (("weights_bytes", 1), ("parameters", 2)):
+        value = worker.model.options.get(option)
+        if isinstance(value, int | float):
+            return int(value * each)
+    return 0
 
 
 def _gpu_engine(worker: Placed) -> WorkerMemory:

@@ -103,7 +103,7 @@ def router_process(
 
 
 def frontend_process(
-    settings: FrontendSettings, models: tuple[ModelSpec, ...], run_dir: str, port: int | None
+    settings: FrontendSettings, models: tuple[ModelSpec, ...], run_dir: str, port: int | None, *, simulated: bool
 ) -> ProcessPlan:
     return ProcessPlan(
         name=FRONTEND,
@@ -121,6 +121,7 @@ def frontend_process(
             max_waking=settings.max_waking,
             wake_timeout_s=settings.wake_timeout,
             max_generation_s=settings.max_generation,
+            simulated=simulated,
         ),
         start_deadline_s=FRONTEND_DEADLINE_S,
         memory=(host_item("overhead", FRONTEND_BYTES, "Python, HTTP and tokenizers"),),
@@ -175,7 +176,7 @@ def _worker(
             device=worker.device,
             kv_bytes=kv * len(worker.devices),
             max_batch=worker.model.max_batch,
-            options=dict(worker.model.options),
+            options=_options(worker),
             gpu_indices=tuple(gpu.index for gpu in worker.gpus if not gpu.simulated),
             gms=gms_name(worker.device) if uses_gms(worker) else "",
             layout=worker.model.name if uses_gms(worker) else "",
@@ -192,6 +193,14 @@ def _worker(
         + (float(startup) if isinstance(startup, int | float) else 0.0),
         memory=items(memory, kv, shared_with),
     )
+
+
+def _options(worker: Placed) -> dict[str, bool | int | float | str]:
+    """A mock engine that reckons with a model's size also has to know over how many GPUs it is spread."""
+    options = dict(worker.model.options)
+    if worker.model.engine == "mock" and "parameters" in options:
+        options.setdefault("tensor_parallel", len(worker.devices))
+    return options
 
 
 def _environment(worker: Placed, threads: int) -> dict[str, str]:

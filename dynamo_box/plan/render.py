@@ -23,6 +23,7 @@ def plan_text(plan: Plan) -> str:
         "\n".join(
             (
                 f"profile {plan.profile}: {models} at {plan.endpoint}",
+                *topology_lines(plan),
                 *leg_lines(plan),
                 *sleep_lines(plan),
                 *tier_lines(plan),
@@ -82,6 +83,15 @@ def sleep_lines(plan: Plan) -> list[str]:
         lines.append(f"after up: {'; '.join((*awake, *asleep))}")
     if said:
         lines.append(f"later: {'; '.join(said)}")
+    return lines
+
+
+def topology_lines(plan: Plan) -> list[str]:
+    """That nothing of it is real, if so; which topology was taken, and why not those before it."""
+    lines = ["SIMULATED: these GPUs are not there; speeds are a model's, and answers are not"] if plan.simulated else []
+    if plan.topology:
+        lines.append(f"topology: {plan.topology}")
+        lines += [f"  not {reason}" for reason in plan.passed_over]
     return lines
 
 

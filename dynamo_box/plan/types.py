@@ -106,12 +106,20 @@ class Plan(msgspec.Struct, frozen=True):
     awake: tuple[str, ...] = ()
     origins: dict[str, str] = {}
     """Of the settings of KV tiers: the environment variable each came from, "profile", or "default"."""
+    topology: str = ""
+    """Which of the profile's topologies this is; "" where it has none."""
+    passed_over: tuple[str, ...] = ()
+    """Those before it, with what stood against each."""
     targets: dict[str, Targets] = {}
     """By model; those without any are left out."""
 
     @property
     def endpoint(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    @property
+    def simulated(self) -> bool:
+        return any(device.kind == "simulated" for device in self.devices)
 
     @property
     def digest(self) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from dynamo_box.profile.values import Impossible
 from dynamo_box.profile.wording import nearest, shown
 
 LARGEST_INT = 2**63 - 1  # what a worker's spec can carry
@@ -72,6 +74,19 @@ def wrong_options(engine: str, options: Mapping[str, object]) -> dict[str, str]:
     known = ENGINE_OPTIONS.get(engine, {})
     complaints = {key: _complaint(known[key], value) for key, value in options.items() if key in known}
     return {key: f'"{key}" {complaint}' for key, complaint in complaints.items() if complaint}
+
+
+def accepted_by_the_mock(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` as they are.
+
+    Raises:
+        Impossible: the mock engine wouldn't take them.
+    """
+    unknown = tuple(((key,), text) for key, text in unknown_options("mock", options).items())
+    wrong = [((key,), text) for key, text in wrong_options("mock", options).items()]
+    if unknown or wrong:
+        raise Impossible(*wrong, unknown=unknown)
+    return options
 
 
 def _complaint(option: Option, value: object) -> str | None:

@@ -201,18 +201,24 @@ def _spelled_out(tree: Mapping) -> Mapping:
     models = entries.get("models")
     if isinstance(models, Sequence):
         entries["models"] = Sequence(models.place, tuple(_model_in_full(model) for model in models.items))
+    topologies = entries.get("topologies")
+    if isinstance(topologies, Sequence):
+        entries["topologies"] = Sequence(topologies.place, tuple(_workers_in_full(one) for one in topologies.items))
     return Mapping(tree.place, entries, tree.keys)
 
 
 def _model_in_full(model: Tree) -> Tree:
-    model = _in_full(model, "name")
-    if not isinstance(model, Mapping) or "workers" not in model.entries:
-        return model
-    workers = _in_full(model.entries["workers"], "aggregated")
+    return _workers_in_full(_in_full(model, "name"))
+
+
+def _workers_in_full(tree: Tree) -> Tree:
+    if not isinstance(tree, Mapping) or "workers" not in tree.entries:
+        return tree
+    workers = _in_full(tree.entries["workers"], "aggregated")
     if isinstance(workers, Mapping):
         roles = {role: _in_full(entry, "replicas") for role, entry in workers.entries.items()}
         workers = Mapping(workers.place, roles, workers.keys)
-    return Mapping(model.place, {**model.entries, "workers": workers}, model.keys)
+    return Mapping(tree.place, {**tree.entries, "workers": workers}, tree.keys)
 
 
 def _in_full(tree: Tree, key: str) -> Tree:

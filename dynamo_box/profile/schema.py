@@ -11,7 +11,12 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dynamo_box.profile.disagg import DisaggSettings, TargetSettings
-from dynamo_box.profile.engine_options import NATIVE_BATCH_TOKENS, unknown_options, wrong_options
+from dynamo_box.profile.engine_options import (
+    NATIVE_BATCH_TOKENS,
+    accepted_by_the_mock,
+    unknown_options,
+    wrong_options,
+)
 from dynamo_box.profile.tiers import KvSettings, Tiers
 from dynamo_box.profile.values import (
     Devices,
@@ -116,6 +121,10 @@ class ServedModel(Section):
     )
     engine: EngineName = Field(default="native", description="The engine of its workers.")
     options: dict[str, OptionValue] = Field(default={}, description="Settings of the engine's own.")
+    simulated: dict[str, OptionValue] = Field(
+        default={},
+        description="Options of the mock engine that stands in with --simulate. Default: by the model's size.",
+    )
     block_size: int = Field(default=16, ge=1, le=1024, description="Tokens in a KV block.")
     context_length: int | None = Field(
         default=None, ge=1, description="Tokens of prompt and answer. Default: the model's."
@@ -144,8 +153,19 @@ class ServedModel(Section):
             raise Impossible(*wrong, unknown=unknown)
         return options
 
+    @field_validator("simulated")
+    @classmethod
+    def _accepted_by_the_mock(cls, options: dict[str, OptionValue]) -> dict[str, OptionValue]:
+        return accepted_by_the_mock(options)
+
     @model_validator(mode="after")
     def _possible(self) -> ServedModel:
+        if problems := self.problems():
+            raise Impossible(*problems)
+        return self
+
+    def problems(self) -> list[tuple[Location, str]]:
+        """What can't be together."""
         problems: list[tuple[Location, str]] = []
         for role, workers in self.workers.roles:
             at: Location = ("workers", role, "devices")
@@ -164,9 +184,28 @@ class ServedModel(Section):
         if self.engine in SLEEPLESS_ENGINES and "keep" in self.sleep.model_fields_set:
             text = f"the {self.engine} engine can't sleep: its workers are stopped, which leaves nothing to keep"
             problems.append((("sleep", "keep"), text))
-        if problems:
-            raise Impossible(*problems)
-        return self
+        return problems
+
+
+class Topology(Section):
+    """One way to lay out the model's workers. The first one that fits is taken."""
+
+    name: str = Field(min_length=1, max_length=100, description="What people read.")
+    workers: Workers = Field(description="Workers by role.")
+    gpu_memory: PositiveSize | None = Field(
+        default=None, description="Only for GPUs with at least so much memory each."
+    )
+    simulated: dict[str, OptionValue] = Field(default={}, description="Over those of the model.")
+
+    @field_validator("simulated")
+    @classmethod
+    def _accepted_by_the_mock(cls, options: dict[str, OptionValue]) -> dict[str, OptionValue]:
+        return accepted_by_the_mock(options)
+
+    def of(self, model: ServedModel) -> ServedModel:
+        """The model laid out this way."""
+        simulated = {**model.simulated, **self.simulated}
+        return model.model_copy(update={"workers": self.workers, "simulated": simulated})
 
 
 class RouterSettings(Section):
@@ -255,6 +294,9 @@ class Profile(Section):
     models: tuple[ServedModel, ...] = Field(
         default=(), max_length=64, description="Several models, in place of `model`."
     )
+    topologies: tuple[Topology, ...] = Field(
+        default=(), max_length=16, description="In place of the model's `workers`: the first that fits is planned."
+    )
     router: RouterSettings = RouterSettings()
     frontend: FrontendSettings = FrontendSettings()
     disagg: DisaggSettings = Field(
@@ -300,6 +342,7 @@ class Profile(Section):
                 at: Location = ("model",) if self.model else ("models", index)
                 text = "the box's `sleep` pins every model; say pin: false beside this idle_ttl, or take it out"
                 problems.append(((*at, "sleep", "idle_ttl"), text))
+        problems += self._topology_problems()
         if self.simulate:
             for index, model in enumerate(self.served):
                 at = ("model",) if self.model else ("models", index)
@@ -308,3 +351,21 @@ class Profile(Section):
         if problems:
             raise Impossible(*problems)
         return self
+
+    def _topology_problems(self) -> list[tuple[Location, str]]:
+        if not self.topologies:
+            return []
+        if self.model is None:
+            return [(("topologies",), "topologies lay out the workers of one model; say `model`, not `models`")]
+        problems: list[tuple[Location, str]] = []
+        if "workers" in self.model.model_fields_set:
+            text = "the workers are said twice: here and in `topologies`; take one out"
+            problems.append((("model", "workers"), text))
+        seen: set[str] = set()
+        for index, topology in enumerate(self.topologies):
+            if topology.name in seen:
+                problems.append((("topologies", index, "name"), f'two topologies are called "{topology.name}"'))
+            seen.add(topology.name)
+            laid_out = topology.of(self.model).problems()
+            problems += [(("topologies", index, *at), text) for at, text in laid_out if at[0] == "workers"]
+        return problems

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynamo_box.errors import PlanRefused
-from dynamo_box.hardware import CpuDevice, Gpu, Hardware, SimulatedGpus, simulate
+from dynamo_box.hardware import CpuDevice, Gpu, Hardware
 from dynamo_box.plan.awake import Standing, make_room, needs_of
 from dynamo_box.plan.cores import share_among, share_cores
 from dynamo_box.plan.make import make_plan
@@ -312,7 +312,7 @@ models:
   - {name: b, source: smollm2, engine: mock, kv_memory: 6GiB, workers: {aggregated: {devices: [0]}}}
 simulate: {devices: [{memory: 10GiB}]}
 """
-    assert plan_text(plan_of(text)).splitlines()[1] == "after up: a awake; b stopped"
+    assert plan_text(plan_of(text)).splitlines()[2] == "after up: a awake; b stopped"
 
 
 def test_a_port_of_ones_own() -> None:
@@ -372,12 +372,14 @@ simulate: {devices: [{count: 3, memory: 8GiB}]}
 # refusals
 
 
-def test_llama70b_disagg_says_what_is_missing() -> None:
-    assert refusal("llama70b-disagg") == (
-        "needs 8 GPUs (llama-3.3-70b-instruct.prefill 4, llama-3.3-70b-instruct.decode 4), this machine has none: "
-        "8 missing; each needs at least 77.6 GiB of memory",
-        "llama-3.3-70b-instruct: the trtllm engine is not built yet",
+def test_llama70b_disagg_says_what_is_missing_for_each_topology() -> None:
+    reasons = refusal("llama70b-disagg")
+    assert reasons[0] == (
+        "2 prefill and 2 decode workers, each on 2 H200: needs 8 GPUs (llama-3.3-70b-instruct.prefill 4, "
+        "llama-3.3-70b-instruct.decode 4), this machine has none: 8 missing; each needs at least 77.6 GiB of memory"
     )
+    assert len(reasons) == 4 + 1
+    assert reasons[-1] == "llama-3.3-70b-instruct: the trtllm engine is not built yet", "once"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
@@ -388,20 +390,21 @@ def test_an_engine_that_is_not_built_is_named_beside_the_gpu_it_lacks(engine: st
 
 
 def test_llama70b_disagg_on_enough_gpus_says_what_is_not_built() -> None:
-    gpus = simulate((SimulatedGpus("H100", 8, 81559 * MIB),), cpu()).gpus
-    assert refusal("llama70b-disagg", Hardware(cpu=cpu(gib=256), gpus=gpus)) == (
-        "llama-3.3-70b-instruct: the trtllm engine is not built yet",
-    )
+    gpus = tuple(Gpu(f"GPU-{n}", n, "H200", 143771 * MIB, 143771 * MIB) for n in range(8))
+    reasons = refusal("llama70b-disagg", Hardware(cpu=cpu(gib=256), gpus=gpus))
+    assert reasons == ("llama-3.3-70b-instruct: the trtllm engine is not built yet",)
 
 
 def test_llama70b_disagg_on_small_gpus_says_how_much_too_small() -> None:
-    gpus = simulate((SimulatedGpus("L40S", 8, 48 * GIB),), cpu()).gpus
+    gpus = tuple(Gpu(f"GPU-{n}", n, "L40S", 48 * GIB, 48 * GIB) for n in range(8))
     reasons = refusal("llama70b-disagg", Hardware(cpu=cpu(gib=256), gpus=gpus))
-    assert len(reasons) == 8 + 1  # and what is not built
     assert reasons[0] == (
-        "GPU 0 (SIM-00): needs 73.7 GiB (weights 65.7 GiB + KV 5.00 GiB + overhead 3.00 GiB), may use 45.6 GiB: "
-        "28.1 GiB missing"
+        "2 prefill and 2 decode workers, each on 2 H200: for GPUs with at least 120 GiB; they have 48.0 GiB"
     )
+    assert (
+        "2 prefill and 2 decode workers, each on 2 H100: GPU 7 (GPU-7): needs 73.7 GiB (weights 65.7 GiB + KV 5.00 GiB "
+        "+ overhead 3.00 GiB), may use 45.6 GiB: 28.1 GiB missing"
+    ) in reasons
 
 
 def test_gpus_that_others_use_are_not_free() -> None:

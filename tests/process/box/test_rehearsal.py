@@ -1,0 +1,125 @@
+"""A box of eight GPUs that aren't there, with a 70B model that nobody computes. All else is real, and it says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from box_under_test import Box, eventually
+
+pytestmark = pytest.mark.timeout(240)
+
+MODEL = "llama-3.3-70b-instruct"
+PREFILL, DECODE = f"{MODEL}.prefill", f"{MODEL}.decode"
+GPUS = ("--simulate", "gpu=8x80GiB")
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Box]:
+    """In its store a tiny model stands for the one whose tokenizer is borrowed."""
+    root = tmp_path_factory.mktemp("rehearsal")
+    (root / "home").mkdir()
+    box = Box(root / "run", root / "home")
+    box.dynbox("pull", str(tiny_model), "--name", "smollm2")
+    box.up("llama70b-disagg", *GPUS)
+    yield box
+    box.destroy()
+
+
+def health(box: Box) -> dict[str, Any]:
+    with urlopen(f"http://127.0.0.1:{box.port}/health", timeout=10) as answer:
+        found: dict[str, Any] = json.loads(answer.read())
+    return found
+
+
+def ask(box: Box, words: int, max_tokens: int = 4) -> Any:
+    return box.client().completions.create(
+        model=MODEL, prompt="one two three " * (words // 3), max_tokens=max_tokens, temperature=0
+    )
+
+
+def computed(box: Box, name: str) -> int:
+    count: int = (box.process(name)["figures"] or {}).get("computed_prompt_tokens", 0)
+    return count
+
+
+def roles(box: Box) -> dict[str, str]:
+    return {each["name"]: each["role"] for each in box.ps()["processes"] if each["kind"] == "worker"}
+
+
+def test_it_is_marked_wherever_somebody_looks(box: Box) -> None:
+    assert "SIMULATED: these GPUs are not there" in box.dynbox("ps").stdout.splitlines()[1]
+    assert health(box)["simulated"] is True
+    assert {device["kind"] for device in box.ps()["devices"]} == {"simulated", "host"}
+    assert "SIMULATED" in box.dynbox("top", "--once").stdout.splitlines()[0]
+    again = box.up("llama70b-disagg", *GPUS)
+    assert "already up" in again.stderr and "SIMULATED" in again.stdout
+    assert "(simulated)" in box.dynbox("up", "--profile", "smollm2", "--port", str(box.port), code=1).stderr
+
+
+def test_a_long_prompt_is_computed_here_and_answered_there(box: Box) -> None:
+    before = [computed(box, f"{DECODE}.{number}") for number in (0, 1)]
+    assert ask(box, 6000).usage.completion_tokens == 4
+    eventually(lambda: sum(computed(box, f"{PREFILL}.{number}") for number in (0, 1)) >= 2000, "computed in prefill")
+    assert [computed(box, f"{DECODE}.{number}") for number in (0, 1)] == before
+
+
+def test_policy_and_roles_change_while_it_runs(box: Box) -> None:
+    shown = box.dynbox("disagg").stdout
+    assert "policy conditional: in two legs go prompts with 1,024 tokens to compute and more" in shown
+    assert f"{PREFILL}.0" in shown and "HANDED OVER" in shown
+    assert box.dynbox("disagg", "--policy", "strict").stdout == "policy strict, for requests from now on\n"
+    eventually(lambda: "policy strict" in box.dynbox("disagg").stdout, "the policy is shown")
+    assert "has no thresholds" in box.dynbox("disagg", "--min-uncached-tokens", "5", code=2).stderr
+    assert "there is no policy 'sometimes'" in box.dynbox("disagg", "--policy", "sometimes", code=2).stderr
+    set_ = json.loads(box.dynbox("disagg", "--policy", "conditional", "--min-uncached-tokens", "64", "--json").stdout)
+    assert set_["disagg"].startswith("conditional:min_uncached_tokens=64,")
+    eventually(lambda: "with 64 tokens" in box.dynbox("disagg").stdout, "the threshold is shown")
+
+    done = box.dynbox("role", f"{DECODE}.1", "prefill")
+    assert done.stdout == f"{DECODE}.1 serves as prefill, was decode\n"
+    assert roles(box)[f"{DECODE}.1"] == "prefill"
+    both = json.loads(box.dynbox("role", f"{DECODE}.1", "both", "--json").stdout)
+    assert (both["role"], both["state"]) == ("aggregated", "ready")
+    box.dynbox("role", f"{DECODE}.1", "decode")
+    assert "only workers have" in box.dynbox("role", "router", "decode", code=2).stderr
+    assert "no process is called" in box.dynbox("role", "nobody", "decode", code=3).stderr
+
+
+def test_workers_go_and_come_back_to_the_gpus_that_they_left(box: Box) -> None:
+    text = box.dynbox("scale", MODEL, "decode", "3", code=2).stderr
+    assert "there is no room for 1 more decode worker" in text and "missing" in text
+    assert box.dynbox("scale", MODEL, "decode", "1").stdout == f"{MODEL} has 1 decode worker: {DECODE}.1 gone\n"
+    assert f"{DECODE}.1" not in roles(box)
+    assert box.dynbox("scale", MODEL, "prefill", "3").stdout.endswith(f"{PREFILL}.2 ready\n")
+    assert box.process(f"{PREFILL}.2")["device"] == "SIM-06,SIM-07"
+    box.dynbox("scale", MODEL, "prefill", "2")
+    back = json.loads(box.dynbox("scale", MODEL, "decode", "2", "--json").stdout)
+    assert {each["name"]: each["state"] for each in back}[f"{DECODE}.1"] == "ready"
+    assert "no model is called" in box.dynbox("scale", "huge", "decode", "2", code=3).stderr
+
+
+def test_a_prefill_worker_dies_and_no_request_does(box: Box) -> None:
+    box.dynbox("disagg", "--policy", "fallback")
+    answers: list[int] = []
+
+    def work() -> None:
+        answers.extend(ask(box, 3000 + number, 8).usage.completion_tokens for number in range(6))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(answers) >= 4, "some have been answered")
+    for number in (0, 1):
+        os.kill(box.process(f"{PREFILL}.{number}")["pid"], signal.SIGKILL)
+    for thread in threads:
+        thread.join(120)
+    assert answers == [8] * 24
+    box.wait_ready()
