@@ -55,7 +55,7 @@ class HostVmm:
     def create(self, size: int, name: str) -> int:
         self._check_aligned(size)
         available = self._available_bytes()
-        if size > available - MARGIN:
+        if available is not None and size > available - MARGIN:
             raise VmmOutOfMemory(f"no {size} bytes for {name}: {max(available - MARGIN, 0)} can be had")
         fd = -1
         try:
@@ -160,14 +160,12 @@ class HostVmm:
         with self._lock:
             return sum(self._mapped.values())
 
-    def _available_bytes(self) -> int:
+    def _available_bytes(self) -> int | None:
         """What can be had without taking it from others, in this cgroup. Memory files are not refused by the kernel
-        when they pass it: it kills processes, of whomever, until there is room.
+        when they pass it: it kills processes, of whomever, until there is room. None if it can't be read, for want of
+        a descriptor say, of which there will be none for a memory file either.
         """
-        available = memory_use(self._cgroups).available
-        if available is None:
-            raise VmmError("the kernel doesn't say how much memory can be had")
-        return available
+        return memory_use(self._cgroups).available
 
     def _map(self, one: Mapping) -> None:
         protection = _PROT_READ | (_PROT_WRITE if one.writable else 0)
