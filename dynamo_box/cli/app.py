@@ -32,6 +32,7 @@ VERBS = {
     "role": Verb("role", "Have a worker compute prompts, answers, or both"),
     "scale": Verb("scale", "Have more or fewer workers of a model"),
     "disagg": Verb("disagg", "Show or change when prompts and answers part ways"),
+    "advise": Verb("advise", "Say which role or policy would help"),
     "sleep": Verb("sleep", "Put a model to sleep and free its memory"),
     "wake": Verb("wake", "Wake a model that sleeps"),
     "gms": Verb("gms", "Show the weight memory of each device"),

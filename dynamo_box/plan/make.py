@@ -59,7 +59,7 @@ from dynamo_box.plan.tiers import (
     without_tiers,
 )
 from dynamo_box.plan.topologies import layouts, passed_over, reasons_of
-from dynamo_box.plan.types import ModelPolicy, Plan, RestartPolicy
+from dynamo_box.plan.types import Following, ModelPolicy, Plan, RestartPolicy
 from dynamo_box.profile.catalogue import facts_for
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.profile.units import format_size
@@ -68,6 +68,9 @@ from dynamo_box.snapshot import Targets
 
 if TYPE_CHECKING:
     from dynamo_box.profile.schema import Profile
+
+LOOK_EVERY_S = 5.0
+"""How often a box that follows advice looks for some."""
 
 
 def make_plan(
@@ -186,6 +189,13 @@ def _plan(
         policies=policies,
         awake=gatherings[0].awake,
         origins=dict(tiers.origins) if tiers else {},
+        following=Following(
+            auto=profile.advise.auto,
+            look_every_s=min(LOOK_EVERY_S, profile.advise.lasting),
+            lasting_s=profile.advise.lasting,
+            settle_s=profile.advise.settle,
+            reverse_s=5 * profile.advise.settle,
+        ),
         targets={
             model.name: Targets(model.targets.ttft, model.targets.itl)
             for model in profile.served

@@ -85,6 +85,18 @@ class ModelPolicy(msgspec.Struct, frozen=True):
     gms: str = ""
 
 
+class Following(msgspec.Struct, frozen=True):
+    """Whether the box follows advice by itself. It looks every `look_every_s`; advice has to last for `lasting_s`, the
+    last change has to be `settle_s` ago, and `reverse_s` if it is to be undone.
+    """
+
+    auto: bool = False
+    look_every_s: float = 5.0
+    lasting_s: float = 30.0
+    settle_s: float = 60.0
+    reverse_s: float = 300.0
+
+
 class Plan(msgspec.Struct, frozen=True):
     """`processes` are in start order; stopping goes the other way round.
 
@@ -106,6 +118,7 @@ class Plan(msgspec.Struct, frozen=True):
     awake: tuple[str, ...] = ()
     origins: dict[str, str] = {}
     """Of the settings of KV tiers: the environment variable each came from, "profile", or "default"."""
+    following: Following = Following()
     topology: str = ""
     """Which of the profile's topologies this is; "" where it has none."""
     passed_over: tuple[str, ...] = ()

@@ -57,3 +57,13 @@ class TargetSettings(Section):
 
     ttft: Duration | None = Field(default=None, gt=0, description="Time to the first token.")
     itl: Duration | None = Field(default=None, gt=0, description="Time between two tokens.")
+
+
+class AdviseSettings(Section):
+    """What the box does with advice (`dynbox advise`)."""
+
+    auto: bool = Field(default=False, description="Follow it without being asked, one change at a time.")
+    lasting: Duration = Field(default=30.0, gt=0, description="Only advice that has been the same for so long.")
+    settle: Duration = Field(
+        default=60.0, gt=0, description="So long after the last change; five times as long to undo it."
+    )

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from dynamo_box.profile.disagg import DisaggSettings, TargetSettings
+from dynamo_box.profile.disagg import AdviseSettings, DisaggSettings, TargetSettings
 from dynamo_box.profile.engine_options import (
     NATIVE_BATCH_TOKENS,
     accepted_by_the_mock,
@@ -302,6 +302,7 @@ class Profile(Section):
     disagg: DisaggSettings = Field(
         default=DisaggSettings(), description="When prefill and decode workers share a request."
     )
+    advise: AdviseSettings = AdviseSettings()
     memory: Memory = Memory()
     kv: KvSettings = Field(default=KvSettings(), description="What goes into the KV tiers.")
     sleep: SleepPolicy = Field(

@@ -100,6 +100,11 @@ class Acts:
             self._emit("warning" if unfinished else "info", name, f"{_outcome(unfinished)}; {back}")
         return f"{name} is {_outcome(unfinished)}; {back}"
 
+    @property
+    def under_way(self) -> str:
+        """What is being done to a process now, in words; "" for nothing."""
+        return next((f"{name} is being {done}" for name, done in self._under_way.items()), "")
+
     def forget(self, name: str) -> None:
         """It is no process of this box any more."""
         self._drained.pop(name, None)

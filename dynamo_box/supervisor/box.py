@@ -31,6 +31,7 @@ from dynamo_box.supervisor.cgroups import BoxCgroup
 from dynamo_box.supervisor.child import Child
 from dynamo_box.supervisor.devices import DeviceSampler, load_pynvml
 from dynamo_box.supervisor.events import EventList
+from dynamo_box.supervisor.following import Following
 from dynamo_box.supervisor.guard import children_of
 from dynamo_box.supervisor.identity import RUN_ID_VARIABLE, RunId
 from dynamo_box.supervisor.keeper import Keeper
@@ -129,6 +130,10 @@ class Box:
             add=self._add_worker,
             remove=self._remove_worker,
             emit=self.events.add,
+        )
+
+        self._following = Following(
+            plan.following, self.acts, snapshot=self.snapshot, changing=self._changing, emit=self.events.add
         )
 
     def _shared_environment(self, environment: Mapping[str, str]) -> dict[str, str]:
@@ -240,6 +245,12 @@ class Box:
         if child.plan.kind == FRONTEND and self._listener is None:
             self._listener = listener.bind(self.plan.host, self.plan.port)
 
+    def _changing(self) -> str:
+        """What is on its way, so that nothing else should be begun."""
+        if self.state is not BoxState.READY:
+            return f"the box is {self.state}"
+        return self.acts.under_way or self.scaling.under_way
+
     def _add_worker(self, process: ProcessPlan) -> Child:
         """Before the frontend, so that it stops after that."""
         child = self._make_child(process)
@@ -270,6 +281,7 @@ class Box:
         self._judge_figures()
         if self.state in (BoxState.READY, BoxState.DEGRADED):
             self.models.tick()
+            self._following.tick()
         self._tiers.tick()
         changed = False
         for child in self.children.values():
@@ -319,6 +331,7 @@ class Box:
         killed_before = sum(child.killed for child in running)
         freed = sum(child.resident_bytes or 0 for child in running)
         deadline = self._loop.time() + drain_s
+        await self._following.close()
         await self.models.close()
         self._close_listener()
         for _, group in itertools.groupby(reversed(list(self.children.values())), key=lambda child: child.plan.kind):

@@ -45,8 +45,10 @@ class Scaling:
         self._emit = emit
         self._under_way: set[str] = set()
 
-    def is_under_way(self, model: str) -> bool:
-        return model in self._under_way
+    @property
+    def under_way(self) -> str:
+        """What is being done now, in words; "" for nothing."""
+        return next((f"{model} is being scaled" for model in self._under_way), "")
 
     async def scale(self, model: str, role: str, count: int, drain_s: float) -> str:
         """Have `count` workers of `model` in `role`; on return new ones are ready, and of those that went nothing is

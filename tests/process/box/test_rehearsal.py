@@ -106,6 +106,16 @@ def test_workers_go_and_come_back_to_the_gpus_that_they_left(box: Box) -> None:
     assert "no model is called" in box.dynbox("scale", "huge", "decode", "2", code=3).stderr
 
 
+def test_advice_is_measured_and_names_its_command(box: Box) -> None:
+    shown = box.dynbox("advise", "--seconds", "1")
+    assert shown.stdout.startswith(f"{MODEL}: leave it as it is\n  nothing is late") and "measuring" in shown.stderr
+    (advice,) = json.loads(box.dynbox("advise", MODEL, "--seconds", "1", "--json").stdout)
+    assert (advice["model"], advice["kind"], advice["command"], advice["needed"]) == (MODEL, "none", None, False)
+    assert "no model is called" in box.dynbox("advise", "huge", "--seconds", "1", code=3).stderr
+    (model,) = box.ps()["models"]
+    assert model["targets"] == {"ttft_s": 2.0, "itl_s": 0.05}
+
+
 def test_a_prefill_worker_dies_and_no_request_does(box: Box) -> None:
     box.dynbox("disagg", "--policy", "fallback")
     answers: list[int] = []

@@ -20,7 +20,7 @@ from dynamo_box.plan.cores import share_among, share_cores
 from dynamo_box.plan.make import make_plan
 from dynamo_box.plan.render import plan_json, plan_text, planned_bytes
 from dynamo_box.plan.tiers import without_tiers
-from dynamo_box.plan.types import ModelPolicy, Plan
+from dynamo_box.plan.types import Following, ModelPolicy, Plan
 from dynamo_box.profile.catalogue import CATALOGUE
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.profile.load import load_profile, load_text
@@ -150,7 +150,9 @@ frontend: {max_generation: 90s}
     assert "prompts with 100 tokens to compute and more, which are 25% of it at least, unless 5,000 wait" in plan_text(
         plan
     )
-    assert plan.targets == {}
+    assert plan.targets == {} and not plan.following.auto
+    followed = plan_of("model: smollm2\nadvise: {auto: true, settle: 20s}").following
+    assert followed == Following(auto=True, settle_s=20, reverse_s=100)
 
 
 def test_one_copy_in_another_dtype_is_shared_too() -> None:
