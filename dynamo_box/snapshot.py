@@ -141,3 +141,8 @@ class BoxSnapshot(msgspec.Struct, frozen=True):
     host: DeviceFigures | None = None
     host_memory_bytes: int | None = None
     disks: tuple[DiskInfo, ...] = ()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether there are devices that only a model stands for: speeds are modelled, and answers are no model's."""
+        return any(device.kind == "simulated" for device in self.devices)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dynamo_box import wording
-from dynamo_box.snapshot import BoxSnapshot, ModelInfo
+from dynamo_box.snapshot import ModelInfo
 
 _PLACES = {"device": "on the device", "host": "in host", "disk": "on disk"}
 
 
 SIMULATED = "SIMULATED: these GPUs are not there; speeds are a timing model's, and answers are not a model's"
-
-
-def is_simulated(snapshot: BoxSnapshot) -> bool:
-    return any(device.kind == "simulated" for device in snapshot.devices)
 
 
 def resting(model: ModelInfo) -> str:

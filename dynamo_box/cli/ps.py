@@ -10,7 +10,7 @@ import typer
 
 from dynamo_box import wording
 from dynamo_box.cli import complete, output, render, terminal
-from dynamo_box.cli.model_words import SIMULATED, is_simulated, model_words, wake_words
+from dynamo_box.cli.model_words import SIMULATED, model_words, wake_words
 from dynamo_box.cli.tier_words import tier_troubles
 from dynamo_box.control.client import ControlClient
 from dynamo_box.errors import ExitCode, NotRunning
@@ -67,7 +67,7 @@ def show(snapshot: BoxSnapshot) -> None:
         f"box {_coloured(box.state)}  profile {box.profile}  {box.endpoint}  "
         f"pid {box.pid}  up {wording.duration(box.uptime_s)}"
     )
-    if is_simulated(snapshot):
+    if snapshot.simulated:
         output.text(terminal.style(SIMULATED, "yellow", sys.stdout))
     if box.cause:
         output.text(f"  {wording.printable(box.cause)}")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from dynamo_box.cli import stderr
-from dynamo_box.cli.model_words import is_simulated
 from dynamo_box.cli.progress import BoxProgress
 from dynamo_box.control.client import ControlClient
 from dynamo_box.control.launch import Launching, is_held, launch
@@ -102,7 +101,7 @@ def join(client: ControlClient, plan: Plan, progress: BoxProgress, deadline: flo
     """
     snapshot = client.snapshot()
     box = snapshot.box
-    simulated = is_simulated(snapshot)
+    simulated = snapshot.simulated
     if (box.profile, box.endpoint, simulated) != (plan.profile, plan.endpoint, plan.simulated):
         how = " (simulated)" if simulated else ""
         raise BoxError(

@@ -18,7 +18,7 @@ import typer
 
 from dynamo_box import wording
 from dynamo_box.cli import complete, output, stderr
-from dynamo_box.cli.model_words import SIMULATED, is_simulated, resting
+from dynamo_box.cli.model_words import SIMULATED, resting
 from dynamo_box.cli.planning import Planning, is_known, pull_all
 from dynamo_box.cli.port import require_free
 from dynamo_box.cli.progress import BoxProgress, Display, make_display
@@ -195,7 +195,7 @@ def announce(snapshot: BoxSnapshot, *, already: bool, as_json: bool) -> None:
         stderr.say(f"profile {box.profile} is already up, for {uptime} (supervisor pid {box.pid})")
     if box.state == "degraded":
         stderr.warn(f"the box is degraded: {box.cause}")
-    if is_simulated(snapshot):
+    if snapshot.simulated:
         output.text(SIMULATED)
     output.text(f"{box.endpoint} serves {', '.join(names)} (profile {box.profile})")
     asleep = [f"{model.name} ({place})" for model in snapshot.models if (place := resting(model))]

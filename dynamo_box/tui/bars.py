@@ -9,7 +9,6 @@ from typing import NamedTuple
 from dynamo_box.protocol.figures import FrontendFigures
 from dynamo_box.snapshot import BoxSnapshot
 from dynamo_box.tui.feed import Feed, Link
-from dynamo_box.tui.legs import is_simulated
 from dynamo_box.tui.model import Span, Tone
 from dynamo_box.tui.screens import SCREENS
 from dynamo_box.tui.source import Why
@@ -52,7 +51,7 @@ def status(feed: Feed, now: float, marks: Sequence[Span], width: int) -> Line:
     """The first line: the box from left to right, `marks` (PAUSED, READ ONLY, …) at the right."""
     parts = list(_of_link(feed, now))
     if feed.snapshot is not None:
-        if is_simulated(feed.snapshot):
+        if feed.snapshot.simulated:
             parts.insert(0, Part(99, (Span(" SIMULATED ", Tone.LOUD),)))
         parts += _of_box(feed.snapshot, feed.uptime_s(now), there=feed.link is not Link.LOST)
     right = [span for mark in marks for span in (Span("  "), mark)]

@@ -36,11 +36,6 @@ def traits(snapshot: BoxSnapshot) -> set[str]:
     return {SPLIT} if is_split(snapshot) else set()
 
 
-def is_simulated(snapshot: BoxSnapshot) -> bool:
-    """Whether there are devices that only a model of them stands for: speeds are modelled, answers are no model's."""
-    return any(device.kind == "simulated" for device in snapshot.devices)
-
-
 def policy_of(router: RouterFigures) -> str:
     """In a few words, with its thresholds if it has some; "" where the router says nothing of it."""
     return in_words(router.disagg_settings) if router.disagg else ""

@@ -153,7 +153,7 @@ def test_a_box_without_roles_has_nothing_of_all_this(snapshot: BoxSnapshot) -> N
     worker = next(process for process in snapshot.processes if process.kind == "worker")
     assert "Legs" not in detail("fleet", frame, worker.name)
     assert legs.traits(snapshot) == set()
-    assert not legs.is_simulated(snapshot)
+    assert not snapshot.simulated
 
 
 # both legs
