@@ -187,7 +187,7 @@ class Reader:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(420)
 def test_every_example_of_the_manual_works(tmp_path: Path, tiny_model: Path, smollm2_path: Path) -> None:
     reader = Reader(tmp_path, tiny_model, smollm2_path)
     try:
