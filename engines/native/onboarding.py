@@ -197,7 +197,7 @@ class Onboarding:
         if result.lease:
             self._leased[request.request.key] = request
         if request.awaits_transfer and request.request.must_transfer:
-            self._fail_early(request)
+            self._fail_early(request, result.error)
 
     def fetched(self, result: Fetched) -> Arrived:
         loading = self._loading.pop(result.key)
@@ -205,7 +205,7 @@ class Onboarding:
         tokens = (loading.first + loaded) * self._block_size
         if loading.request.awaits_transfer:
             tokens = min(tokens, loading.request.prompt_length)
-        self._conclude(loading.request, tokens)
+        self._conclude(loading.request, tokens, result.error)
         full = tokens // self._block_size - loading.first
         return Arrived(loading.request, loading.first, loading.priorities[:full], tokens, loading.blocks[loaded:])
 
@@ -214,25 +214,25 @@ class Onboarding:
         request.seeking = False
         self._give_back(request)
 
-    def _fail_early(self, request: Request) -> None:
+    def _fail_early(self, request: Request, why: str) -> None:
         """What can't have all that it must have need not wait for a place."""
         found = len(request.sought.tiers) if request.sought is not None else 0
         blocks = max(found, len(self._pool.match(self._reusable(request))))
         tokens = min(blocks * self._block_size, request.prompt_length)
         if tokens < request.prompt_length:
             self._give_back(request)
-            self._conclude(request, tokens)
+            self._conclude(request, tokens, why)
 
-    def _conclude(self, request: Request, tokens: int) -> None:
+    def _conclude(self, request: Request, tokens: int, why: str = "") -> None:
         """A decode leg has the KV of its first `tokens`, and gets no more."""
-        if not request.awaits_transfer:
+        if not request.awaits_transfer or request.cancelled:
             return
         request.awaits_transfer = False
         if tokens >= request.prompt_length:
             self.taken_over += 1
             return
         self.failed += 1
-        missing = f"{tokens} of {request.prompt_length} tokens are there"
+        missing = f"{tokens} of {request.prompt_length} tokens are there" + (f" ({why})" if why else "")
         log.warning("a prompt handed over could not be loaded", request_id=request.request.request_id, found=missing)
         if request.request.must_transfer:
             request.outcome = Outcome("error", f"the KV of the prompt could not be loaded: {missing}")
