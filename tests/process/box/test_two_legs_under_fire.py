@@ -1,5 +1,6 @@
-"""Workers and the store between them die, and clients leave, at random, in a box that serves requests in two legs: what
-is answered is what an undisturbed worker answers, no request fails, and in the end nothing is held.
+"""Workers and the store between them die, and clients leave, at random, in a box that serves requests in two legs; or a
+person changes roles, workers and policy under load. What is answered is what an undisturbed worker answers, no request
+fails, and in the end nothing is held.
 """
 
 from __future__ import annotations
@@ -150,13 +151,27 @@ def kill_somebody(box: Box, rng: random.Random) -> str:
     return str(name)
 
 
-def under_fire(box: Box, events: int) -> None:
-    rng = random.Random(events)
+def undisturbed(box: Box) -> list[tuple[str, int, int]]:
+    """What one worker says to each of the bodies."""
     expected = []
     for body in bodies():
         alone = Ask(box, {**body, "cache_salt": "alone", "nvext": {"backend_instance_id": "tiny.prefill.0"}}).whole()
         assert alone.workers == (None, "tiny.prefill.0")
         expected.append(alone.said)
+    return expected
+
+
+def all_is_well(box: Box, expected: list[tuple[str, int, int]]) -> None:
+    nothing_is_held(box)
+    again = [Ask(box, body).whole() for body in bodies()[:3]]
+    assert [each.said for each in again] == expected[:3]
+    assert all(each.workers[0] for each in again), "two legs again"
+    assert len(box.pids()) == 1 + 2 * len(box.ps()["processes"]), "the supervisor; a guard and its program each"
+
+
+def under_fire(box: Box, events: int) -> None:
+    rng = random.Random(events)
+    expected = undisturbed(box)
     load = Load(box, expected, events)
     killed: Counter[str] = Counter()
     began = time.monotonic()
@@ -184,11 +199,7 @@ def under_fire(box: Box, events: int) -> None:
     print("\n".join(re.findall(wanted, metrics, re.MULTILINE)))
     assert not load.wrong, "\n".join(load.wrong)
     assert load.endings["two legs"] > events
-    nothing_is_held(box)
-    again = [Ask(box, body).whole() for body in bodies()[:3]]
-    assert [each.said for each in again] == expected[:3]
-    assert all(each.workers[0] for each in again), "two legs again"
-    assert len(box.pids()) == 1 + 2 * len(box.ps()["processes"]), "the supervisor; a guard and its program each"
+    all_is_well(box, expected)
 
 
 @pytest.mark.slow
@@ -201,3 +212,35 @@ def test_twenty_five_deaths_and_departures(box: Box) -> None:
 @pytest.mark.timeout(3600)
 def test_five_hundred_deaths_and_departures(box: Box) -> None:
     under_fire(box, 500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_roles_workers_and_policy_change_under_load(box: Box) -> None:
+    expected = undisturbed(box)
+    load = Load(box, expected, 0)
+
+    def so_many_end(way: str) -> None:
+        wanted = load.endings[way] + CLIENTS
+        eventually(lambda: load.wrong or load.endings[way] >= wanted, f"requests go in {way}")
+
+    acts = [
+        (("disagg", "--policy", "conditional", "--min-uncached-tokens", "100000"), "one leg"),
+        (("disagg", "--policy", "fallback"), "two legs"),
+        (("role", "tiny.prefill.0", "decode"), "two legs"),
+        (("role", "tiny.prefill.1", "both"), "two legs"),
+        (("role", "tiny.decode.0", "prefill"), "two legs"),
+        (("scale", "tiny", "prefill", "0"), "two legs"),  # whoever may do both computes prompts for the others
+        (("scale", "tiny", "aggregated", "0"), "one leg"),
+        (("scale", "tiny", "prefill", "1"), "two legs"),
+    ]
+    try:
+        so_many_end("two legs")
+        for command, way in acts:
+            box.dynbox(*command)
+            so_many_end(way)
+            assert not load.wrong, f"{command}: {load.wrong}"
+    finally:
+        load.stop()
+    assert not load.wrong, "\n".join(load.wrong)
+    all_is_well(box, expected)
