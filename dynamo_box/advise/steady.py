@@ -23,7 +23,7 @@ class Steady:
     lasting_s: float = LASTING_S
     settle_s: float = SETTLE_S
     reverse_s: float = REVERSE_S
-    advised: tuple[str, str, str, str] | None = None
+    advised: tuple[str, str, str] | None = None
     since: float = 0.0
     done: Advice | None = None
     done_at: float = float("-inf")
@@ -32,7 +32,7 @@ class Steady:
         """The next state, whether to act on `advice` now, and why (not). `changing` says what is in transition."""
         if advice.kind == "none":
             return replace(self, advised=None), False, "nothing to do"
-        about = (advice.kind, advice.worker, advice.role, advice.setting)
+        about = (advice.kind, advice.role, advice.setting)  # of workers alike now one is named, now another
         state = self if about == self.advised else replace(self, advised=about, since=now)
         if changing:
             return replace(state, since=now), False, f"{changing}: one change at a time"

@@ -1,6 +1,7 @@
 """A box that follows advice by itself (`advise: {auto: true}` in its profile).
 
-It looks every few seconds at what has been computed since the last look, and does what a person would do with
+It looks every few seconds at what has been computed lately (for as long as advice has to last, since a step of an
+engine may take a second, and counts when it is over), and does what a person would do with
 `dynbox role` and `dynbox disagg`: one change at a time, only advice that has lasted, and nothing while anything is on
 its way elsewhere. When to act is decided by `advise.steady`.
 """
@@ -8,6 +9,7 @@ its way elsewhere. When to act is decided by `advise.steady`.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from dynamo_box.advise.load import measure
@@ -45,21 +47,33 @@ class Following:
         self._loop = asyncio.get_running_loop()
         self._steady: dict[str, Steady] = {}
         self._look_at = 0.0
-        self._before: BoxSnapshot | None = None
+        self._seen: deque[tuple[float, BoxSnapshot]] = deque()
         self._act: asyncio.Task[None] | None = None
 
     def tick(self) -> None:
         """Once a second."""
-        if not self._settings.auto or self._loop.time() < self._look_at:
+        now_s = self._loop.time()
+        if not self._settings.auto or now_s < self._look_at:
             return
-        self._look_at = self._loop.time() + self._settings.look_every_s
+        self._look_at = now_s + self._settings.look_every_s
         now = self._snapshot()
-        before, self._before = self._before, now
+        if self._busy():
+            self._seen.clear()
+        while len(self._seen) > 1 and now_s - self._seen[1][0] >= self._settings.lasting_s:
+            self._seen.popleft()
+        before = self._seen[0][1] if self._seen else None
+        self._seen.append((now_s, now))
         if before is None:
             return
         for model in now.models:
             if _has_figures(before, model.name) and self._follow(advise(measure(model.name, before, now))):
+                self._seen.clear()
                 return
+
+    def _busy(self) -> str:
+        """What is on its way, so that nothing is begun, and what was measured before says nothing any more."""
+        acting = self._act is not None and not self._act.done()
+        return "advice is being followed" if acting else self._changing()
 
     def _follow(self, advice: Advice) -> bool:
         """Whether something was begun."""
@@ -67,9 +81,7 @@ class Following:
         if state is None:
             settings = self._settings
             state = Steady(lasting_s=settings.lasting_s, settle_s=settings.settle_s, reverse_s=settings.reverse_s)
-        acting = self._act is not None and not self._act.done()
-        changing = "advice is being followed" if acting else self._changing()
-        self._steady[advice.model], act, why = state.look(advice, self._loop.time(), changing=changing)
+        self._steady[advice.model], act, why = state.look(advice, self._loop.time(), changing=self._busy())
         if act:
             self._emit("info", None, f"by itself: {advice.command} ({why})")
             self._act = self._loop.create_task(self._carry_out(advice))

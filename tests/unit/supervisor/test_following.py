@@ -140,6 +140,20 @@ def test_without_being_told_to_nothing_is_followed_nor_measured() -> None:
     assert (asked.done, machine.at) == ([], 0.0)
 
 
+def test_a_worker_that_takes_turns_in_being_the_idlest_is_no_reason_to_wait() -> None:
+    asked, machine = Asked(), Machine(BUSY_PREFILL, 0.9)
+    settings = Settings(auto=True, look_every_s=0.0, lasting_s=0.02)
+
+    def alternate() -> str:
+        machine.busy["decode.0"], machine.busy["decode.1"] = machine.busy["decode.1"], machine.busy["decode.0"]
+        return ""
+
+    events: list[tuple[str, str]] = []
+    while not events:
+        events = follow(machine, settings, asked, looks=2000, changing=alternate)
+    assert asked.done[0][0] == "role"
+
+
 def test_a_refusal_is_told() -> None:
     asked = Asked(refuses=True)
     events = follow(Machine(BUSY_PREFILL, 0.9), AT_ONCE, asked, looks=2)
