@@ -150,9 +150,9 @@ class RouterFigures(msgspec.Struct, frozen=True, tag="router"):
 
 
 class RequestFigures(msgspec.Struct, frozen=True):
-    """A live request. `phase` is waking (its model sleeps), queued, routing, prefill, handover (its first token is there
-    and its decode leg's is not) or decode; `started` is Unix time. A request in two legs has a `prefill_worker`, and goes
-    on at `worker`.
+    """A live request. `phase` is waking (its model sleeps), queued, routing, prefill, handover (its first token is
+    there and its decode leg's is not) or decode; `started` is Unix time. A request in two legs has a `prefill_worker`,
+    and goes on at `worker`.
     """
 
     request_id: str
