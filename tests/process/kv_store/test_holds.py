@@ -71,6 +71,7 @@ def test_what_lies_on_disk_only_is_held_there(make_store: MakeStore, tmp_path: P
     one.store(*chain(1, 2))
     store.figures_when(lambda figures: figures.disk.blocks == 2)
     one.store(*chain(8, 9))
+    store.figures_when(lambda figures: figures.disk.blocks == 4)
     assert hold(one, KEY, 1, 2) == ""
     found = claim(one, KEY, 1, 2)
     assert found.tiers == "33"
