@@ -223,7 +223,9 @@ def recovery(root: Path, rounds: int) -> dict[str, Any]:
         eventually(lambda: box.process(worker)["restarts"] > restarts, f"{worker} was restarted")
         nothing_is_held(box)
 
-    with box_of(root, PROFILES["two legs"]) as box:
+    patient = root / "patient.yaml"  # so many deaths in a row are the bench's, not the worker's
+    patient.write_text(f"extends: {PROFILES['two legs']}\nrestart: {{give_up_after: 1000, longest: 1s}}\n")
+    with box_of(root, str(patient)) as box:
         for seed in range(rounds):
             alone = ask(box, prompt(9000 + seed, LONG_PROMPT[0]), FEW, backend_instance_id=DECODE)
             cold = next_piece(alone.pieces())
