@@ -34,6 +34,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.request import urlopen
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
 
@@ -208,6 +209,13 @@ def handover(root: Path, rounds: int) -> dict[str, Any]:
 # recovery
 
 
+def roles(box: Box) -> dict[str, int]:
+    """As the frontend knows them."""
+    with urlopen(f"http://127.0.0.1:{box.port}/health") as answer:
+        found: dict[str, int] = json.load(answer)["roles"][MODEL]
+    return found
+
+
 def recovery(root: Path, rounds: int) -> dict[str, Any]:
     ms: dict[str, list[float]] = {}
 
@@ -221,6 +229,8 @@ def recovery(root: Path, rounds: int) -> dict[str, Any]:
 
     def back(box: Box, worker: str, restarts: int) -> None:
         eventually(lambda: box.process(worker)["restarts"] > restarts, f"{worker} was restarted")
+        box.wait_ready()
+        eventually(lambda: roles(box) == {"prefill": 1, "decode": 1}, "the frontend knows both workers")
         nothing_is_held(box)
 
     patient = root / "patient.yaml"  # so many deaths in a row are the bench's, not the worker's
