@@ -33,6 +33,7 @@ def report_usage(error: Exception) -> ExitCode:
     """An error that the argument parser found; it knows the command, and the nearest right word."""
     context = getattr(error, "ctx", None)
     message = error.format_message()  # type: ignore[attr-defined]  # what tells the parser's errors from others
+    message = message.replace(": Value error, ", ": ", 1)  # the parser's way into "is not one of"
     if type(error).__name__ == "NoArgsIsHelpError":
         say(message)
         return ExitCode.USAGE

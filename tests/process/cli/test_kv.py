@@ -164,7 +164,8 @@ def test_a_refusal_and_a_wrong_tier_have_their_exit_codes(supervisor: Any, dynbo
         control.Error(request.id, 3, "kvstore is backoff", "wait until `dynbox ps` shows it as ready")
     ]
     assert dynbox("kv", "clear", code=3).stderr.startswith("error: kvstore is backoff\n")
-    dynbox("kv", "clear", "--tier", "moon", code=2)
+    wrong = dynbox("kv", "clear", "--tier", "moon", code=2).stderr
+    assert wrong.startswith("error: Invalid value for '--tier': 'moon' is not one of 'host', 'disk'.")
 
 
 def test_ps_says_why_a_tier_is_off(supervisor: Any, dynbox: Dynbox) -> None:
