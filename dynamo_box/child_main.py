@@ -4,6 +4,8 @@ status socket.
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import signal
 import socket
 import sys
@@ -25,3 +27,10 @@ def run_child(serve: Callable[[socket.socket], Coroutine[None, None, int]]) -> i
     except RuntimeError as error:
         sys.exit(str(error))
     return uvloop.run(serve(status_socket))
+
+
+def allow_all_descriptors() -> None:
+    """Lift the usual soft limit of 1024, which those pass who hold descriptors for others."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # then the limit stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -10,7 +10,6 @@ import itertools
 import os
 import select
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from dynamo_box.accepting import Acceptor
 from dynamo_box.gms.copying import MoveFailed, OutOfMemory
 from dynamo_box.gms.keeping import Keeper, NotKept
 from dynamo_box.gms.layout import (
@@ -42,7 +42,7 @@ from dynamo_box.log import get_logger
 from dynamo_box.protocol import PROTOCOL_VERSION, gms
 from dynamo_box.protocol.descriptors import FdChannel
 from dynamo_box.protocol.figures import GmsFigures, LayoutFigures
-from dynamo_box.protocol.framing import FrameError, peer_uid
+from dynamo_box.protocol.framing import FrameError, peer_pid, peer_uid
 from dynamo_box.protocol.gms import ErrorCode, Place
 from dynamo_box.protocol.spec import GmsSpec
 
@@ -56,7 +56,6 @@ MAX_CONTENT = 4096
 MAX_DIMENSIONS = 32
 MAX_RECORD_BYTES = 8 * 1024 * 1024
 QUEUED_EVERY_S = 1.0
-ACCEPT_AGAIN_S = 0.2
 
 Channel = FdChannel[gms.EngineMessage]
 M = TypeVar("M", bound=gms.EngineMessage)
@@ -134,7 +133,7 @@ class GmsServer:
         self._ids = itertools.count(1)
         self._requests = 0
         self._refused = 0
-        self._listening: socket.socket | None = None
+        self._acceptor = Acceptor(self._open)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -161,15 +160,10 @@ class GmsServer:
         return problems
 
     def listen(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._listening = sock
-        self._loop.add_reader(sock.fileno(), self._accept)
+        self._acceptor.listen(sock)
 
     def stop_listening(self) -> None:
-        if self._listening is not None:
-            self._loop.remove_reader(self._listening.fileno())
-            self._listening.close()
-            self._listening = None
+        self._acceptor.close()
 
     async def close(self) -> None:
         """The committed epochs stay with the supervisor."""
@@ -271,31 +265,12 @@ class GmsServer:
 
     # Connections
 
-    def _accept(self) -> None:
-        assert self._listening is not None
-        while True:
-            try:
-                sock, _ = self._listening.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # No descriptor is left: the socket stays readable, so look again only when some may have been closed.
-                log.warning("a connection can't be accepted", error=str(error))
-                self._loop.remove_reader(self._listening.fileno())
-                self._loop.call_later(ACCEPT_AGAIN_S, self._accept_again)
-                return
-            self._open(sock)
-
-    def _accept_again(self) -> None:
-        if self._listening is not None:
-            self._loop.add_reader(self._listening.fileno(), self._accept)
-
     def _open(self, sock: socket.socket) -> None:
         if peer_uid(sock) != os.getuid() or len(self._peers) >= MAX_CONNECTIONS:
             log.warning("a connection is refused", uid=peer_uid(sock), connections=len(self._peers))
             sock.close()
             return
-        pid = _peer_pid(sock)
+        pid = peer_pid(sock)
         try:
             pidfd = os.pidfd_open(pid) if pid else -1
         except OSError:  # it is gone already, which its socket tells too; or no descriptor is left
@@ -640,8 +615,3 @@ class GmsServer:
             waiters=layout.waiters,
             history=tuple(layout.history),
         )
-
-
-def _peer_pid(sock: socket.socket) -> int:
-    pid, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(pid)

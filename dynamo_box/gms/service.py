@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import resource
 import signal
 import socket
 from collections.abc import Awaitable
 from pathlib import Path
 
+from dynamo_box.child_main import allow_all_descriptors
 from dynamo_box.gms.copying import MoveFailed
 from dynamo_box.gms.keeping import Keeper, NotKept
 from dynamo_box.gms.places import Places
@@ -131,7 +131,7 @@ class GmsProcess:
 
     async def _serve(self, spec: GmsSpec, places: Places, server: GmsServer) -> None:
         """Take over, tidy up, listen."""
-        _allow_all_descriptors()
+        allow_all_descriptors()
         try:
             self._status.send(status.Starting("adopting"))
             for problem in await server.adopt():
@@ -226,10 +226,3 @@ class GmsProcess:
             # Whatever broke it, the supervisor must hear the cause.
             log.exception("weight memory failed")
             self._fail(f"{type(error).__name__}: {error}", permanent=False)
-
-
-def _allow_all_descriptors() -> None:
-    """Two for each connection and one for each allocation may pass the usual soft limit of 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # then the limit stays as it is
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -293,9 +293,18 @@ async def serve_channels(sock: socket.socket, factory: Callable[[], Channel[M]])
 
 def peer_uid(sock: Any) -> int:
     """The uid at the other end of a Unix socket, from the kernel."""
+    return _peer(sock)[1]
+
+
+def peer_pid(sock: Any) -> int:
+    """The process that connected the other end of a Unix socket; 0 if it can't be seen from here."""
+    return _peer(sock)[0]
+
+
+def _peer(sock: Any) -> tuple[int, int]:
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _pid, uid, _gid = struct.unpack("3i", raw)
-    return int(uid)
+    pid, uid, _gid = struct.unpack("3i", raw)
+    return int(pid), int(uid)
 
 
 def status_socket_from_environment() -> socket.socket:

@@ -13,18 +13,18 @@ import asyncio
 import itertools
 import os
 import socket
-import struct
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynamo_box.accepting import Acceptor
 from dynamo_box.kv.store.counts import Counts
 from dynamo_box.kv.store.layout import LayoutStore
 from dynamo_box.kv.store.layouts import Layouts, NoRoom
 from dynamo_box.log import get_logger
 from dynamo_box.protocol import PROTOCOL_VERSION, kv
 from dynamo_box.protocol.descriptors import FdChannel
-from dynamo_box.protocol.framing import peer_uid
+from dynamo_box.protocol.framing import peer_pid, peer_uid
 from dynamo_box.protocol.kv import MAX_BATCH, MAX_CONNECTIONS, KvLayout
 
 MAX_FRAME = 1024 * 1024
@@ -35,7 +35,6 @@ MAX_LEASES = 4096
 MAX_BACKLOG = 4 * 1024 * 1024
 MAX_TEXT = 512
 MAX_BLOCK_BYTES = 2**36
-ACCEPT_AGAIN_S = 0.2
 
 Channel = FdChannel[kv.WorkerRequest]
 
@@ -86,7 +85,7 @@ class KvServer:
         self._loop = asyncio.get_running_loop()
         self._peers: dict[int, _Peer] = {}
         self._ids = itertools.count(1)  # 0 is layout.STORE
-        self._listening: socket.socket | None = None
+        self._acceptor = Acceptor(self._open)
         self._quarantined: set[_Quarantine] = set()
 
     # Life
@@ -96,15 +95,10 @@ class KvServer:
         return len(self._peers)
 
     def listen(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self._listening = sock
-        self._loop.add_reader(sock.fileno(), self._accept)
+        self._acceptor.listen(sock)
 
     def stop_listening(self) -> None:
-        if self._listening is not None:
-            self._loop.remove_reader(self._listening.fileno())
-            self._listening.close()
-            self._listening = None
+        self._acceptor.close()
 
     async def close(self) -> None:
         self.stop_listening()
@@ -120,25 +114,6 @@ class KvServer:
 
     # Connections
 
-    def _accept(self) -> None:
-        assert self._listening is not None
-        while True:
-            try:
-                sock, _ = self._listening.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # No descriptor is left: the socket stays readable, so look again only when some may have been closed.
-                log.warning("a connection can't be accepted", error=str(error))
-                self._loop.remove_reader(self._listening.fileno())
-                self._loop.call_later(ACCEPT_AGAIN_S, self._accept_again)
-                return
-            self._open(sock)
-
-    def _accept_again(self) -> None:
-        if self._listening is not None:
-            self._loop.add_reader(self._listening.fileno(), self._accept)
-
     def _open(self, sock: socket.socket) -> None:
         if peer_uid(sock) != os.getuid():
             log.warning("a connection of another user is refused", uid=peer_uid(sock))
@@ -153,7 +128,7 @@ class KvServer:
             max_frame=MAX_FRAME,
             max_backlog=MAX_BACKLOG,
         )
-        peer = self._peers[id_] = _Peer(id_, channel, _peer_pid(sock))
+        peer = self._peers[id_] = _Peer(id_, channel, peer_pid(sock))
         if len(self._peers) > MAX_CONNECTIONS:
             self._refuse(peer, BadRequest(f"{MAX_CONNECTIONS} connections are the most"))
         self._changed()
@@ -365,8 +340,3 @@ def _check_counts(message: kv.Release) -> None:
     for counts in (message.loaded, message.failed, message.wasted):
         if any(not 0 <= count <= MAX_BATCH for count in counts.values()):
             raise BadRequest(f"a lease has from 0 to {MAX_BATCH} blocks of a tier")
-
-
-def _peer_pid(sock: socket.socket) -> int:
-    pid, _uid, _gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-    return int(pid)

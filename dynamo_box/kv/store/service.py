@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
 from collections import Counter
 from pathlib import Path
 
 import msgspec
 
 from dynamo_box.child_life import Life
+from dynamo_box.child_main import allow_all_descriptors
 from dynamo_box.errors import BoxError
 from dynamo_box.kv.store.counts import Counts
 from dynamo_box.kv.store.disk import DiskTier
@@ -52,7 +52,7 @@ class KvStoreService:
         self._server = KvServer(self._layouts, self._counts, life.changed)
 
     async def start(self) -> dict[str, str]:
-        _allow_all_descriptors()
+        allow_all_descriptors()
         if self._layouts.disk is not None:
             self._layouts.disk.port.start()
             self._tend_disk(self._layouts.disk)
@@ -207,10 +207,3 @@ def make(spec: ChildSpec, life: Life) -> KvStoreService:
     if not isinstance(spec, KvStoreSpec):
         raise BoxError(f"a KV store was handed the spec of {spec.name}, which is another kind")
     return KvStoreService(spec, life)
-
-
-def _allow_all_descriptors() -> None:
-    """Connections may pass the usual soft limit of 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # then the limit stays as it is
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
