@@ -105,7 +105,7 @@ class Worker:
         self._drain_timer: asyncio.TimerHandle | None = None
         self._socket_path: Path | None = None
         self._announcement: Announcement | None = None
-        self._server: asyncio.Server | None = None
+        self._server: framing.ChannelServer | None = None
 
     async def run(self, status_socket: socket.socket) -> int:
         """The exit status."""

@@ -272,23 +272,50 @@ async def connect_channel(path: Path, factory: Callable[[], Channel[M]]) -> Chan
     return channel
 
 
-async def serve_channels(sock: socket.socket, factory: Callable[[], Channel[M]]) -> asyncio.Server:
-    """Accept peers of our own uid on a listening socket; others are closed unanswered."""
+class ChannelServer:
+    """Accepts peers on a listening socket until it is closed.
 
-    def checked() -> asyncio.Protocol:
-        channel = factory()
+    What an `asyncio.Server` has accepted in the very moment it is closed stays open, unanswered and unknown (its
+    transport can't be made any more), and the peer waits forever; here it is closed.
+    """
+
+    def __init__(self, factory: Callable[[], Channel[M]]) -> None:
+        self._factory = factory
+        self._server: asyncio.Server | None = None
+        self._closed = False
+
+    async def _serve(self, sock: socket.socket) -> None:
+        self._server = await asyncio.get_running_loop().create_unix_server(self._make, sock=sock)
+
+    def close(self) -> None:
+        """Stop accepting; open channels go on."""
+        if self._closed or self._server is None:
+            return
+        self._closed = True
+        loop = asyncio.get_running_loop()
+        for sock in self._server.sockets:
+            loop.remove_reader(sock.fileno())
+        loop.call_soon(self._server.close)
+
+    def _make(self) -> asyncio.Protocol:
+        channel = self._factory()
         opened = channel.connection_made
 
         def connection_made(transport: asyncio.BaseTransport) -> None:
-            if peer_uid(transport.get_extra_info("socket")) != os.getuid():
+            if self._closed or peer_uid(transport.get_extra_info("socket")) != os.getuid():
                 transport.close()
-                return
-            opened(transport)
+            else:
+                opened(transport)
 
         channel.connection_made = connection_made  # type: ignore[method-assign]
         return channel
 
-    return await asyncio.get_running_loop().create_unix_server(checked, sock=sock)
+
+async def serve_channels(sock: socket.socket, factory: Callable[[], Channel[M]]) -> ChannelServer:
+    """Accept peers of our own uid on a listening socket; others are closed unanswered."""
+    server = ChannelServer(factory)
+    await server._serve(sock)
+    return server
 
 
 def peer_uid(sock: Any) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 from dynamo_box.log import get_logger
-from dynamo_box.protocol.framing import Channel, FrameError, listen_unix, serve_channels
+from dynamo_box.protocol.framing import Channel, ChannelServer, FrameError, listen_unix, serve_channels
 from dynamo_box.protocol.route import (
     Adopt,
     Place,
@@ -45,7 +44,7 @@ class Frontends:
         self._on_nobody = on_nobody
         self._numbers = itertools.count()
         self._open: dict[FrontendChannel, int] = {}
-        self._server: asyncio.Server | None = None
+        self._server: ChannelServer | None = None
         self.draining = False
 
     async def listen(self, path: Path) -> None:

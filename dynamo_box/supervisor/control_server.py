@@ -12,7 +12,7 @@ import msgspec
 
 from dynamo_box.errors import BoxError, ExitCode
 from dynamo_box.protocol import control
-from dynamo_box.protocol.framing import Channel, serve_channels
+from dynamo_box.protocol.framing import Channel, ChannelServer, serve_channels
 from dynamo_box.supervisor.box import Box, StopReport
 
 MAX_CLIENTS = 64
@@ -120,7 +120,7 @@ class ControlServer:
         self._stopper = stopper
         self._snapshots = Encoded(box)
         self._clients: dict[ControlChannel, _Client] = {}
-        self._server: asyncio.Server | None = None
+        self._server: ChannelServer | None = None
 
     async def start(self, sock: socket.socket) -> None:
         """Answer on a listening Unix socket."""

@@ -17,7 +17,7 @@ from typing import Any
 from dynamo_box.kv.hashing import short_hashes
 from dynamo_box.log import get_logger
 from dynamo_box.protocol import PROTOCOL_VERSION
-from dynamo_box.protocol.framing import Channel, serve_channels
+from dynamo_box.protocol.framing import Channel, ChannelServer, serve_channels
 from dynamo_box.protocol.kv import Tier
 from dynamo_box.protocol.request import (
     Hello,
@@ -77,7 +77,7 @@ class EventPlane:
         self._greeted: set[Subscriber] = set()
         self._dumps: dict[Subscriber, _Dump | None] = {}
         """Subscribers; None once their dump is through."""
-        self._server: asyncio.Server | None = None
+        self._server: ChannelServer | None = None
 
     async def listen(self, sock: socket.socket) -> None:
         self._server = await serve_channels(

@@ -28,7 +28,7 @@ from dynamo_box.discovery.instances import Instance, announce, process_start_tim
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import FrontendFigures
-from dynamo_box.protocol.framing import STATUS_FD_VARIABLE, Channel, listen_unix, serve_channels
+from dynamo_box.protocol.framing import STATUS_FD_VARIABLE, Channel, ChannelServer, listen_unix, serve_channels
 from dynamo_box.protocol.request import (
     Cancel,
     Delta,
@@ -85,7 +85,7 @@ class FakeRouter:
 
     def __init__(self, run_dir: RunDir) -> None:
         self._run_dir = run_dir
-        self._server: asyncio.Server | None = None
+        self._server: ChannelServer | None = None
         self._channels: list[Channel[RouteRequest]] = []
         self.workers: list[str] = []
         self.prefill: list[str] = []
@@ -160,9 +160,8 @@ class FakeWorker:
         self._run_dir = run_dir
         self._tokenizer = tokenizer
         self._context_length = context_length
-        self._server: asyncio.Server | None = None
+        self._server: ChannelServer | None = None
         self._channels: list[Channel[PeerMessage]] = []
-        self._closed = False
         self._channel: Channel[PeerMessage] | None = None
         self._arrivals: asyncio.Queue[Generate] = asyncio.Queue()
         self.hello: Hello | None = None
@@ -172,16 +171,9 @@ class FakeWorker:
     async def appear(self) -> None:
         path = self._run_dir.worker_socket(self.name)
         self._server = await serve_channels(
-            listen_unix(path), lambda: Channel(peer_decoder, self._on_message, on_open=self._on_open)
+            listen_unix(path), lambda: Channel(peer_decoder, self._on_message, on_open=self._channels.append)
         )
-        self._closed = False
         self.announce()
-
-    def _on_open(self, channel: Channel[PeerMessage]) -> None:
-        if self._closed:  # it was accepted a moment before
-            channel.abort(ConnectionResetError("worker is dead"))
-        else:
-            self._channels.append(channel)
 
     def announce(self, kv_blocks_total: int = 64) -> None:
         """With another size it counts as another process of this name."""
@@ -212,7 +204,6 @@ class FakeWorker:
 
     def close(self) -> None:
         """As a killed process goes."""
-        self._closed = True
         self.withdraw()
         if self._server is not None:
             self._server.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import socket
 import struct
 from pathlib import Path
@@ -179,6 +181,34 @@ def test_a_peer_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
         return result
 
     assert "unread" in str(asyncio.run(scenario()))
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_whoever_connects_while_a_server_closes_is_closed_too(tmp_path: Path, turns: int) -> None:
+    """It takes the loop a turn to accept, one to make the transport, and one to open the channel."""
+
+    async def scenario() -> None:
+        opened: list[Channel[Ping | Pong]] = []
+        server = await serve_channels(
+            listen_unix(tmp_path / "s.sock"), lambda: Channel(decoder, lambda *_: None, on_open=opened.append)
+        )
+        with connect_unix(tmp_path / "s.sock") as client:
+            client.setblocking(False)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            server.close()
+            before = list(opened)
+            assert len(before) == (turns > 3)
+            if not before:
+                async with asyncio.timeout(DEADLINE_S):
+                    with contextlib.suppress(ConnectionResetError):
+                        assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
+        for channel in before:
+            await asyncio.wait_for(channel.closed, DEADLINE_S)
+        assert opened == before
+
+    asyncio.run(scenario())
+    gc.collect()
 
 
 def test_receive_says_none_at_the_end_of_the_stream() -> None:
