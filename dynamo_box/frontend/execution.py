@@ -52,6 +52,7 @@ class Execution:
         placing: Placing,
         sleepers: Sleepers,
         metrics: FrontendMetrics,
+        transfer_ttl_s: float,
     ) -> None:
         self._task = task
         self._prompt = prompt
@@ -59,6 +60,7 @@ class Execution:
         self._placing = placing
         self._sleepers = sleepers
         self._metrics = metrics
+        self._transfer_ttl_s = transfer_ttl_s
         self._progress = Progress(prompt)
         self._losses = Losses(placing.workers)
         self._lease: Lease | None = None
@@ -163,6 +165,7 @@ class Execution:
                 kv_priorities=task.kv_priorities,
                 leg=leg,
                 transfer=transfer,
+                transfer_ttl_s=self._transfer_ttl_s,
                 must_transfer=leg == "decode" and self._strict,
             )
         )

@@ -168,4 +168,5 @@ class Serving:
             placing=self.placing,
             sleepers=self.sleepers,
             metrics=self.stats.metrics,
+            transfer_ttl_s=self.spec.transfer_ttl_s,
         )

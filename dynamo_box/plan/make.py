@@ -170,7 +170,9 @@ def _plan(
             *((kvstore_process(tiers, run_dir),) if tiers else ()),
             router_process(profile.router, profile.disagg, models, tiers, run_dir),
             *worker_processes(memories, division.kv, shares, specs, tiers, run_dir),
-            frontend_process(profile.frontend, models, run_dir, port, simulated=profile.simulate is not None),
+            frontend_process(
+                profile.frontend, profile.disagg, models, run_dir, port, simulated=profile.simulate is not None
+            ),
         ),
         restart=RestartPolicy(
             first_s=profile.restart.first,

@@ -103,7 +103,13 @@ def router_process(
 
 
 def frontend_process(
-    settings: FrontendSettings, models: tuple[ModelSpec, ...], run_dir: str, port: int | None, *, simulated: bool
+    settings: FrontendSettings,
+    disagg: DisaggSettings,
+    models: tuple[ModelSpec, ...],
+    run_dir: str,
+    port: int | None,
+    *,
+    simulated: bool,
 ) -> ProcessPlan:
     return ProcessPlan(
         name=FRONTEND,
@@ -121,6 +127,7 @@ def frontend_process(
             max_waking=settings.max_waking,
             wake_timeout_s=settings.wake_timeout,
             max_generation_s=settings.max_generation,
+            transfer_ttl_s=disagg.transfer_lease,
             simulated=simulated,
         ),
         start_deadline_s=FRONTEND_DEADLINE_S,

@@ -7,6 +7,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from dynamo_box.profile.values import Duration, Impossible, Location, Section
+from dynamo_box.protocol.kv import LONGEST_HOLD_S
 from dynamo_box.protocol.spec import Disagg, DisaggPolicy
 
 DEFAULTS = Disagg()
@@ -40,6 +41,13 @@ class DisaggSettings(Section):
         ge=0,
         le=MAX_TOKENS,
         description="A prefill worker with more to compute than that gets no more (policy conditional).",
+    )
+
+    transfer_lease: Duration = Field(
+        default=30.0,
+        gt=0,
+        le=LONGEST_HOLD_S,
+        description="How long a prompt's KV is held in the host tier for the decode worker; then it may be evicted.",
     )
 
     @model_validator(mode="after")

@@ -160,6 +160,8 @@ class FrontendSpec(msgspec.Struct, frozen=True, tag="frontend"):
     """How long one of them waits."""
     max_generation_s: float = 3600.0
     """The longest that a request may run, waiting included."""
+    transfer_ttl_s: float = 30.0
+    """How long the KV of a prompt is held for the worker that goes on."""
     simulated: bool = False
     """Its workers only act as if: nobody may take the box for a real one."""
 

@@ -139,14 +139,19 @@ def test_thresholds_and_the_longest_generation_reach_router_and_frontend() -> No
     plan = plan_of(
         """
 model: {name: smollm2, engine: mock, workers: {prefill: 2, decode: 1}}
-disagg: {policy: conditional, min_uncached_tokens: 100, min_uncached_share: 0.25, max_prefill_tokens: 5000}
+disagg:
+  policy: conditional
+  min_uncached_tokens: 100
+  min_uncached_share: 0.25
+  max_prefill_tokens: 5000
+  transfer_lease: 5s
 frontend: {max_generation: 90s}
 """
     )
     specs = {process.kind: process.spec for process in plan.processes}
     assert isinstance(specs["router"], RouterSpec) and isinstance(specs["frontend"], FrontendSpec)
     assert specs["router"].disagg == Disagg("conditional", 100, 0.25, 5000)
-    assert specs["frontend"].max_generation_s == 90
+    assert (specs["frontend"].max_generation_s, specs["frontend"].transfer_ttl_s) == (90, 5)
     assert "prompts with 100 tokens to compute and more, which are 25% of it at least, unless 5,000 wait" in plan_text(
         plan
     )
