@@ -3,7 +3,8 @@
 What the kernel calls available includes the pages of mapped files, and a model's weights are such a file. They are in
 use nonetheless, so the box's own share of them counts as used here. A page that several processes of the box share
 counts once: the kernel gives each its proportional part (PSS), which takes it some 15 ms a GiB to add up. That is why
-sizes are taken less often than once a second where they cost much.
+sizes are taken less often than once a second where they cost much. Memory files take room also where nobody maps them,
+as the weights of a model that sleeps in host memory: they count in full, by whoever has them open.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from dynamo_box.limits import Cgroups, lines, memory_use
 from dynamo_box.snapshot import DeviceFigures
-from dynamo_box.supervisor.procfs import Proportional, proportional_bytes
+from dynamo_box.supervisor.procfs import Proportional, memory_files, proportional_bytes
 
 LARGEST_SHARE = 0.002
 """Of a core, for adding up proportional sizes."""
@@ -38,6 +39,7 @@ class HostReader:
         self._groups = Cgroups(root)
         self._utilisation = Utilisation(frozenset(cores), self._groups, root)
         self._sizes: dict[int, Proportional] = {}
+        self._files: dict[int, dict[int, int]] = {}
         self._sizes_due = float("-inf")
 
     def read(self, pids: Iterable[int]) -> HostSample:
@@ -54,7 +56,7 @@ class HostReader:
         return HostSample(
             DeviceFigures(
                 used_bytes=used,
-                box_bytes=None if box is None else box.total,
+                box_bytes=None if box is None else box.anonymous + box.file + max(box.shared, self._in_files()),
                 other_bytes=other,
                 utilisation=self._utilisation.since_last_time(),
             ),
@@ -68,14 +70,20 @@ class HostReader:
         """
         present = set(pids)
         self._sizes = {pid: sizes for pid, sizes in self._sizes.items() if pid in present}
+        self._files = {pid: files for pid, files in self._files.items() if pid in present}
         is_due = time.monotonic() >= self._sizes_due
         began = time.thread_time()
         for pid in present if is_due else present - self._sizes.keys():
             if (sizes := proportional_bytes(pid, self._root)) is not None:
                 self._sizes[pid] = sizes
+                self._files[pid] = memory_files(pid, self._root)
         if is_due:
             self._sizes_due = time.monotonic() + (time.thread_time() - began) / LARGEST_SHARE
         return sum(self._sizes.values(), Proportional()) if self._sizes else None
+
+    def _in_files(self) -> int:
+        """Bytes of memory files, each once, however many have it open. What else is shared is seldom and small."""
+        return sum({inode: size for files in self._files.values() for inode, size in files.items()}.values())
 
 
 class Utilisation:

@@ -12,6 +12,8 @@ from pathlib import Path
 from dynamo_box.supervisor.guard import descendants
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+STAT_BLOCK = 512
+"""Bytes of a unit of st_blocks, on every file system."""
 
 
 def pids() -> Iterator[int]:
@@ -52,17 +54,19 @@ def _resident(pid: int) -> int | None:
 
 @dataclass(frozen=True)
 class Proportional:
-    """Resident bytes, each page divided by the number of processes that have mapped it."""
+    """Resident bytes, each page divided by the number of processes that have mapped it. `shared` are those of memory
+    files and of other shared memory.
+    """
 
-    total: int = 0
     anonymous: int = 0
     file: int = 0
+    shared: int = 0
 
     def __add__(self, other: Proportional) -> Proportional:
-        return Proportional(self.total + other.total, self.anonymous + other.anonymous, self.file + other.file)
+        return Proportional(self.anonymous + other.anonymous, self.file + other.file, self.shared + other.shared)
 
 
-_PROPORTIONAL_FIELDS = {b"Pss:": "total", b"Pss_Anon:": "anonymous", b"Pss_File:": "file"}
+_PROPORTIONAL_FIELDS = {b"Pss_Anon:": "anonymous", b"Pss_File:": "file", b"Pss_Shmem:": "shared"}
 
 
 def proportional_bytes(pid: int, root: Path = Path("/")) -> Proportional | None:
@@ -79,3 +83,22 @@ def proportional_bytes(pid: int, root: Path = Path("/")) -> Proportional | None:
     except OSError:
         return None
     return Proportional(**found) if len(found) == len(_PROPORTIONAL_FIELDS) else None
+
+
+def memory_files(pid: int, root: Path = Path("/")) -> dict[int, int]:
+    """Bytes by inode of the memory files that a process has open, whether or not anybody maps them."""
+    found: dict[int, int] = {}
+    directory = root / f"proc/{pid}/fd"
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return found
+    for name in names:
+        path = directory / name
+        try:
+            if os.readlink(path).startswith("/memfd:"):
+                info = os.stat(path)
+                found[info.st_ino] = info.st_blocks * STAT_BLOCK
+        except OSError:  # closed meanwhile
+            continue
+    return found

@@ -16,12 +16,12 @@ from dynamo_box.supervisor.procfs import Proportional, proportional_bytes
 MIB = 1 << 20
 
 
-def rollup(root: Path, pid: int, *, total: int, anonymous: int, file: int) -> None:
+def rollup(root: Path, pid: int, *, anonymous: int = 0, file: int = 0, shared: int = 0) -> None:
     (root / f"proc/{pid}").mkdir(parents=True, exist_ok=True)
     (root / f"proc/{pid}/smaps_rollup").write_text(
         "5581c7c1d000-7ffc8e9f2000 ---p 00000000 00:00 0                          [rollup]\n"
-        f"Rss:              999999 kB\nPss:              {total} kB\nPss_Dirty:             0 kB\n"
-        f"Pss_Anon:         {anonymous} kB\nPss_File:         {file} kB\nPss_Shmem:             0 kB\n"
+        f"Rss:              999999 kB\nPss:              {anonymous + file + shared} kB\nPss_Dirty:             0 kB\n"
+        f"Pss_Anon:         {anonymous} kB\nPss_File:         {file} kB\nPss_Shmem:             {shared} kB\n"
     )
 
 
@@ -47,8 +47,8 @@ def test_this_machine() -> None:
 
 def test_mapped_files_of_the_box_are_in_use_and_shared_pages_count_once(tmp_path: Path) -> None:
     meminfo(tmp_path, MemTotal=1000, MemAvailable=700, AnonPages=250)
-    rollup(tmp_path, 11, total=160, anonymous=60, file=100)
-    rollup(tmp_path, 12, total=140, anonymous=40, file=100)
+    rollup(tmp_path, 11, anonymous=60, file=100)
+    rollup(tmp_path, 12, anonymous=40, file=100)
     sample = HostReader((0,), tmp_path).read([11, 12, 13])
     figures = sample.figures
     assert figures.used_bytes == (300 + 200) * 1024
@@ -62,9 +62,9 @@ def test_sizes_are_not_added_up_more_often_than_they_are_worth(tmp_path: Path, m
     for allowed, expected in ((1e-9, 100), (float("inf"), 200)):
         monkeypatch.setattr(host, "LARGEST_SHARE", allowed)
         reader = HostReader((0,), tmp_path)
-        rollup(tmp_path, 11, total=100, anonymous=0, file=100)
+        rollup(tmp_path, 11, file=100)
         reader.read([11])
-        rollup(tmp_path, 11, total=200, anonymous=0, file=200)
+        rollup(tmp_path, 11, file=200)
         assert reader.read([11]).figures.box_bytes == expected * 1024
 
 
@@ -74,7 +74,7 @@ def test_what_has_ended_holds_nothing_and_what_is_new_counts_at_once(
     monkeypatch.setattr(host, "LARGEST_SHARE", 1e-9)
     meminfo(tmp_path, MemTotal=1000, MemAvailable=700)
     for pid in (11, 12, 13):
-        rollup(tmp_path, pid, total=pid, anonymous=0, file=pid)
+        rollup(tmp_path, pid, file=pid)
     reader = HostReader((0,), tmp_path)
     seen = [reader.read(pids).figures.box_bytes for pids in ([11, 12], [12], [12, 13], [])]
     assert seen == [23 * 1024, 12 * 1024, 25 * 1024, None]
@@ -97,6 +97,31 @@ def test_two_processes_share_the_pages_of_a_file(tmp_path: Path) -> None:
     assert before is not None and after is not None
     assert after.file - before.file >= 7 * MIB
     assert proportional_bytes(2**22 + 1) is None
+
+
+def test_memory_files_that_nobody_maps_count_once_whoever_has_them_open(tmp_path: Path) -> None:
+    meminfo(tmp_path, MemTotal=1 << 20, MemAvailable=1 << 19, AnonPages=100)
+    for pid in (11, 12):
+        rollup(tmp_path, pid, anonymous=50, file=10)
+        (tmp_path / f"proc/{pid}/fd").symlink_to(f"/proc/{os.getpid()}/fd")
+
+    def box_bytes() -> int:
+        size = HostReader((0,), tmp_path).read([11, 12]).figures.box_bytes
+        assert size is not None
+        return size
+
+    before = box_bytes()
+    assert before >= 2 * 60 * 1024
+    with open(os.memfd_create("dynbox:asleep"), "wb") as asleep:
+        os.posix_fallocate(asleep.fileno(), 0, 8 * MIB)
+        assert box_bytes() == before + 8 * MIB
+    assert box_bytes() == before
+
+
+def test_shared_memory_without_a_file_counts_too(tmp_path: Path) -> None:
+    meminfo(tmp_path, MemTotal=1000, MemAvailable=700)
+    rollup(tmp_path, 11, anonymous=50, shared=100)
+    assert HostReader((0,), tmp_path).read([11]).figures.box_bytes == 150 * 1024
 
 
 def test_sizes_add_up() -> None:
