@@ -40,7 +40,8 @@ from engines.contract import (
 )
 from engines.log import get_logger
 from engines.native.requests import check
-from engines.native.tiering import Store, told
+from engines.native.tiering import Store
+from engines.tier_figures import told
 
 if TYPE_CHECKING:
     from engines.native.runner import Runner, StepResult

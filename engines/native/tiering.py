@@ -7,8 +7,7 @@ a command.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +17,7 @@ from dynamo_box.kv.client.jobs import Copier, Fetched, Keep, Kept, Offer, Offere
 from dynamo_box.kv.client.ledger import Totals
 from dynamo_box.kv.client.tiers import Tiers
 from dynamo_box.paths import RunDir
-from dynamo_box.protocol.figures import TierUse, WorkerFigures, WorkerTiers
+from dynamo_box.protocol.figures import WorkerFigures, WorkerTiers
 from dynamo_box.protocol.kv import KvLayout
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import BlockEvent
@@ -165,33 +164,3 @@ class Tiering:
 def connect(spec: WorkerSpec, layout: KvLayout, content: Copier, deliver: Callable[[Result], None]) -> Tiers:
     """To the store that the plan gives the worker, as soon as it is there."""
     return Tiers(RunDir(Path(spec.run_dir)).worker_socket(spec.kvstore), spec.name, layout, content, deliver)
-
-
-def told(own: WorkerTiers, store: Store, block_size: int) -> WorkerTiers:
-    """Figures complete with what the store's side has counted by now. For any thread."""
-    totals = store.totals()
-    return msgspec.structs.replace(
-        own,
-        connected=store.status,
-        offloaded=totals.stored,
-        offloaded_bytes=totals.stored_bytes,
-        offload_seconds=totals.store_seconds,
-        known=totals.known,
-        dropped=dict(Counter(own.dropped) + Counter(totals.dropped)),
-        host=_use(totals, "2", block_size),
-        disk=_use(totals, "3", block_size),
-    )
-
-
-def _use(totals: Totals, tier: str, block_size: int) -> TierUse:
-    def tokens(blocks: Mapping[str, int]) -> int:
-        return blocks.get(tier, 0) * block_size
-
-    return TierUse(
-        matched=tokens(totals.matched),
-        loaded=tokens(totals.loaded),
-        failed=tokens(totals.failed),
-        wasted=tokens(totals.wasted),
-        bytes=totals.bytes.get(tier, 0),
-        seconds=totals.seconds.get(tier, 0.0),
-    )
