@@ -161,8 +161,8 @@ class Layout:
         self.name = name
         self.committed: Epoch | None = None
         self.history: deque[LayoutEvent] = deque(maxlen=MAX_HISTORY)
-        self.moving = ""
-        """What happens to the committed epoch as a whole: the place it goes to, "nowhere" while it is dropped."""
+        self.moving: Place | Literal[""] = ""
+        """The place that the committed epoch is on its way to."""
         self._alive = alive
         self._now = now
         self._writer: _Party | None = None
@@ -309,11 +309,11 @@ class Layout:
         self._last_number = max(self._last_number, epoch.number)
         self.note(f"epoch {epoch.number} adopted from an earlier life of the service, on {epoch.place}")
 
-    def begin_move(self, place: Place | Literal["nowhere"]) -> str:
+    def begin_move(self, place: Place) -> str:
         """Nobody is granted anything until `end_move`. Returns what is in the way, or ""."""
         if self.moving:
             return f"{self.name} is on its way to {self.moving} already"
-        if self.committed is None and place != "nowhere":
+        if self.committed is None:
             return f"nothing is committed as {self.name}"
         if self._writer or self._readers:
             return f"{self.name} is in use"

@@ -155,13 +155,6 @@ class Places:
         await self.discard(epoch)
         return moved
 
-    async def drop_snapshot(self, layout: str) -> None:
-        """
-        Raises:
-            MoveFailed: it can't be deleted.
-        """
-        await self._run(self._mover, snapshot_files.remove, self._directory(layout))
-
     async def clean(self, wanted: Sequence[str]) -> list[Path]:
         """
         Raises:

@@ -74,7 +74,7 @@ class Refused(Exception):
 
 @dataclass
 class Moved:
-    """The result of a move or a drop; see `status.Moved`."""
+    """The result of a move; see `status.Moved`."""
 
     error: str = ""
     lost: bool = False
@@ -230,29 +230,6 @@ class GmsServer:
         finally:
             self._carry_out(layout, layout.end_move(now, text))
         log.info("layout moved" if not result.error else "layout not moved", layout=name, place=place, text=text)
-        return result
-
-    async def drop(self, name: str) -> Moved:
-        if not self._known(name):
-            return Moved(f"no layout {name} is served here")
-        layout = self._layout(name)
-        refusal = layout.begin_move("nowhere")
-        if refusal:
-            return Moved(refusal, holders=layout.holders)
-        epoch = now = layout.committed
-        text, result = "not dropped: the service stops", Moved(f"{name} was not dropped")
-        try:
-            await self._keeper.forget(name)
-            now = None
-            if epoch is not None:
-                await self._places.discard(epoch)
-            text, result = "dropped", Moved(bytes=epoch.bytes if epoch is not None else 0)
-            await self._places.drop_snapshot(name)
-        except (MoveFailed, NotKept) as error:
-            text = f"not dropped: {error}"
-            result = Moved(str(error), lost=now is None)
-        finally:
-            self._carry_out(layout, layout.end_move(now, text))
         return result
 
     async def _lose(self, name: str, epoch: Epoch, why: str) -> Moved:

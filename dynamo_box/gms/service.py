@@ -103,8 +103,6 @@ class GmsProcess:
                 self._keep(self._drain(message.deadline_s))
             case status.Move():
                 self._keep(self._move(message))
-            case status.Drop():
-                self._keep(self._drop(message))
             case status.Set():
                 channel.send(status.Answer(message.id, error=f"weight memory has no setting {message.key!r}"))
             case status.CancelRequest():
@@ -158,12 +156,6 @@ class GmsProcess:
         moved = Moved("weight memory has not started yet")
         if self._server is not None:
             moved = await self._server.move(message.layout, message.place)
-        self._answer(message.id, moved)
-
-    async def _drop(self, message: status.Drop) -> None:
-        moved = Moved("weight memory has not started yet")
-        if self._server is not None:
-            moved = await self._server.drop(message.layout)
         self._answer(message.id, moved)
 
     def _answer(self, id_: int, moved: Moved) -> None:

@@ -185,19 +185,6 @@ def load(directory: Path, record: EpochRecord, make: Make, *, stop: Callable[[],
             return made
 
 
-def remove(directory: Path) -> int:
-    """Delete a snapshot, if there is one; bytes that it had on disk.
-
-    Raises:
-        MoveFailed: it isn't ours, or can't be deleted.
-    """
-    try:
-        _check_replaceable(directory)
-        return _delete(directory) if directory.exists() else 0
-    except OSError as error:
-        raise MoveFailed(f"snapshot {directory} can't be removed: {error}") from error
-
-
 def clean(root: Path, wanted_layouts: Collection[str]) -> list[Path]:
     """Delete what of ours lies in `root` and nobody will load: snapshots of layouts that aren't wanted, and what a
     save that died has left. Files and directories that aren't ours stay, and so does what a living process is saving.
@@ -576,17 +563,14 @@ def _check_replaceable(directory: Path) -> None:
         raise MoveFailed(f"{directory} is no snapshot of ours, and stays")
 
 
-def _delete(directory: Path) -> int:
+def _delete(directory: Path) -> None:
     """Manifest first, so that what a kill leaves is no snapshot; the mark last, so that it is known as ours."""
-    freed = 0
     with _directory(directory) as folder:
         names = os.listdir(folder)
         rank = {_MANIFEST: 0, _MARK: 2}
         for name in sorted(names, key=lambda name: (rank.get(name, 1), name)):
-            freed += os.stat(name, dir_fd=folder, follow_symlinks=False).st_size
             os.unlink(name, dir_fd=folder)
     os.rmdir(directory)
-    return freed
 
 
 def _check_space(directory: Path, record: EpochRecord) -> None:

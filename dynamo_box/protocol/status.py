@@ -94,7 +94,7 @@ class Woken(msgspec.Struct, frozen=True, tag="woken"):
 
 
 class Moved(msgspec.Struct, frozen=True, tag="moved"):
-    """gms: the result of Move or Drop. With an `error` the layout is where it was, unless `lost`: then it is gone
+    """gms: the result of Move. With an `error` the layout is where it was, unless `lost`: then it is gone
     (a damaged snapshot), and a worker has to load the model from its source. `holders` are processes in the way.
     """
 
@@ -190,13 +190,6 @@ class SetRole(msgspec.Struct, frozen=True, tag="role"):
     drain_s: float
 
 
-class Drop(msgspec.Struct, frozen=True, tag="drop"):
-    """gms: forget a layout that nobody reads, with its bytes. Answered by Moved."""
-
-    id: int
-    layout: str
-
-
 class Residencies(msgspec.Struct, frozen=True, tag="residencies"):
     """Frontend: where every model is, whenever that has changed, and once at the start."""
 
@@ -222,9 +215,7 @@ class Told(msgspec.Struct, frozen=True, tag="told"):
     residency: Residency | None = None
 
 
-ParentMessage = (
-    Start | Drain | Stop | Set | CancelRequest | Sleep | Wake | SetRole | Move | Drop | Residencies | Tiers | Told
-)
+ParentMessage = Start | Drain | Stop | Set | CancelRequest | Sleep | Wake | SetRole | Move | Residencies | Tiers | Told
 
 child_decoder = msgspec.msgpack.Decoder(ChildMessage)
 parent_decoder = msgspec.msgpack.Decoder(ParentMessage)

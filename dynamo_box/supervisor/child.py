@@ -212,7 +212,7 @@ class Child:
             raise NotRunning(f"{self.name} is {self.state}", remedy="wait until `dynbox ps` shows it as ready")
         return await self._ask(make, status.Answer, timeout_s)
 
-    async def move(self, make: Callable[[int], status.Move | status.Drop], timeout_s: float) -> status.Moved:
+    async def move(self, make: Callable[[int], status.Move], timeout_s: float) -> status.Moved:
         """The same for a service of weight memory; one that doesn't answer in time is replaced, which loses nothing."""
         if not self.is_ready:
             raise NotRunning(f"{self.name} is {self.state}", remedy="wait until `dynbox ps` shows it as ready")

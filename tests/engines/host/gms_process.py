@@ -53,11 +53,6 @@ class GmsProcess:
         moved: status.Moved = self.await_status(status.Moved)
         return moved
 
-    def drop(self, layout: str) -> status.Moved:
-        self.status.send(status.Drop(next(self._numbers), layout))
-        moved: status.Moved = self.await_status(status.Moved)
-        return moved
-
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(DEADLINE_S)

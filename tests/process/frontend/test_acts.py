@@ -164,7 +164,7 @@ def test_a_supervisor_that_says_nothing_or_goes_away(tmp_path: Path, tiny_model:
     scenario(work)
 
 
-@pytest.mark.parametrize("orders", [[status.Sleep(1, 1.0), status.Move(3, "tiny", "host"), status.Drop(4, "tiny")]])
+@pytest.mark.parametrize("orders", [[status.Sleep(1, 1.0), status.Move(3, "tiny", "host")]])
 def test_orders_that_are_for_others_are_passed_over(
     tmp_path: Path, tiny_model: Path, orders: list[status.ParentMessage]
 ) -> None:

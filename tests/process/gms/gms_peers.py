@@ -153,11 +153,6 @@ class Service:
         self.status.send(status.Move(self.number, layout, place))
         return self.expect(status.Moved, lambda moved: moved.id == self.number)
 
-    def drop(self, layout: str = "m") -> status.Moved:
-        self.number += 1
-        self.status.send(status.Drop(self.number, layout))
-        return self.expect(status.Moved, lambda moved: moved.id == self.number)
-
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(DEADLINE_S)

@@ -88,24 +88,12 @@ def test_a_layout_in_use_stays_and_says_who_uses_it(written: Service) -> None:
     refused = written.move("host")
     assert "in use" in refused.error
     assert len(refused.holders) == 1 and "worker-7" in refused.holders[0] and str(os.getpid()) in refused.holders[0]
-    assert written.drop().holders == refused.holders
     assert reader.read() == CONTENTS
 
 
 def test_what_is_not_there(service: Service) -> None:
     assert "nothing is committed" in service.move("host").error
-    assert service.drop("nobody").error
-    assert service.drop("m").error == ""
-
-
-def test_dropped_is_gone_everywhere(written: Service) -> None:
-    written.move("disk")
-    written.move("device")
-    assert written.drop().error == ""
-    assert "m" not in written.kept
-    assert list(written.snapshots.iterdir()) == []
-    assert written.figures_when(lambda figures: figures.device_bytes == 0)
-    assert written.engine().acquire("ro", expect_hash="0").code == "stale"
+    assert "nothing is committed" in service.move("host", "nobody").error
 
 
 def test_a_cold_start_replaces_what_sleeps(written: Service) -> None:
@@ -134,7 +122,7 @@ def test_no_room_on_the_device_to_come_back_to(written: Service) -> None:
     refused = written.move("device")
     assert "device" in refused.error and not refused.lost
     assert written.layout(lambda layout: layout.place == "host").host_bytes == 6 * MIB
-    assert written.drop("other").error == ""
+    assert written.move("disk", "other").error == ""
     assert written.move("device").error == ""
     assert contents(written) == CONTENTS
 

@@ -64,7 +64,6 @@ def test_orders_that_are_for_others_are_passed_over(stage: Any) -> None:
         status.Sleep(1, 1.0),
         status.Wake(2, 1.0),
         status.Move(3, "smollm2", "host"),
-        status.Drop(4, "smollm2"),
         status.Told(5, 0, ""),
         status.Set(6, "mode", "random"),
     ):

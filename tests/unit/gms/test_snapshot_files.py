@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -24,7 +25,7 @@ from fakes.memory_files import Maker, close_all, contents, filled, nothing_left_
 
 from dynamo_box.gms import snapshot_files
 from dynamo_box.gms.copying import MoveFailed, MoveStopped, OutOfMemory
-from dynamo_box.gms.snapshot_files import DiskFull, SnapshotDamaged, clean, directory_of, load, remove, save, verify
+from dynamo_box.gms.snapshot_files import DiskFull, SnapshotDamaged, clean, directory_of, load, save, verify
 from dynamo_box.protocol.gms import Allocation, Entry, EpochRecord
 
 STEP = 2 << 20
@@ -286,7 +287,7 @@ def test_the_snapshot_of_another_model_in_its_place_is_refused(saved: Path, newe
     other = record_of("llama")
     place = directory_of(saved.parent, "llama")
     save(place, other, newer.descriptors, shard_bytes=SHARD_BYTES)
-    remove(saved)
+    shutil.rmtree(saved)
     place.rename(saved)
     assert "another layout" in refused(saved, RECORD)
 
@@ -569,9 +570,8 @@ def test_what_is_not_ours_is_neither_replaced_nor_removed(root: Path, weights: W
     directory = directory_of(root, RECORD.layout)
     directory.mkdir(parents=True)
     (directory / "thesis.txt").write_text("years of work")
-    for act in (lambda: save(directory, RECORD, weights.descriptors), lambda: remove(directory)):
-        with pytest.raises(MoveFailed, match="is no snapshot of ours"):
-            act()
+    with pytest.raises(MoveFailed, match="is no snapshot of ours"):
+        save(directory, RECORD, weights.descriptors)
     assert clean(root, []) == []
     assert (directory / "thesis.txt").read_text() == "years of work"
 
@@ -636,11 +636,10 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new_or_none_and_the_rest_is_cl
     assert len(seen) >= 30
 
 
-def test_a_kill_while_removing_leaves_nothing_that_is_accepted(saved: Path, weights: Weights) -> None:
+def test_a_kill_while_cleaning_up_leaves_nothing_that_is_accepted(saved: Path, weights: Weights) -> None:
     for at in itertools.count():
-        killed = killed_at(at, lambda: remove(saved))
-        state = state_of(saved)
-        assert state in ("none", "old")
+        killed = killed_at(at, lambda: clean(saved.parent, []))
+        assert state_of(saved) in ("none", "old")
         clean(saved.parent, [])
         assert os.listdir(saved.parent) == []
         if not killed:
@@ -724,11 +723,3 @@ def test_clean_leaves_what_a_living_process_saves(root: Path, weights: Weights) 
 
     save(directory, RECORD, weights.descriptors, shard_bytes=SHARD_BYTES, stop=stop)
     verify(directory, RECORD)
-
-
-def test_remove_says_what_it_gave_back(saved: Path) -> None:
-    held = sum(path.stat().st_size for path in saved.iterdir())
-    with nothing_left_open():
-        assert remove(saved) == held
-        assert remove(saved) == 0
-    assert os.listdir(saved.parent) == []
