@@ -26,6 +26,10 @@ KV_TIERS = "kv_tiers"
 """The engine stores blocks in the box's KV tiers and loads them from there."""
 DISAGG = "disagg"
 """The engine serves prefill and decode legs (`SequenceRequest.leg`)."""
+LATE_CANCEL = "late_cancel"
+"""A decode leg must not be cancelled before its first token: KV may still be arriving in its blocks, and an engine that
+is told to let go of them hangs, or loses them. The shell keeps a Cancel back until then.
+"""
 SLEEP = "sleep"
 """The engine is a `Sleeper`."""
 
@@ -151,6 +155,16 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """Release everything; the process exits next."""
+
+
+@runtime_checkable
+class HandsOver(Protocol):
+    """An engine whose prefill legs leave something held until it is claimed."""
+
+    def give_up(self, key: bytes) -> None:
+        """Nobody will claim the transfer of this key, whichever worker made it: let go of what it holds. Keys that are
+        held no more are ignored.
+        """
 
 
 class SleepReport(msgspec.Struct, frozen=True):

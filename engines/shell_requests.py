@@ -1,8 +1,9 @@
 """The request plane of a worker: peers' connections and the sequences in flight.
 
 A sequence is here from its Generate until the engine says `finish`, even when its connection is long gone: it
-still occupies the engine, so it counts against the cap and a drain waits for it. The token path is one
-dictionary look-up and one Delta an output, and one frame a connection and step; there is no task a sequence.
+still occupies the engine, so it counts against the cap and a drain waits for it. So does one that nobody wants any
+more and that the engine can't let go of yet (`LATE_CANCEL`): it is cancelled with its first token. The token path is
+one dictionary look-up and one Delta an output, and one frame a connection and step; there is no task a sequence.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dynamo_box.protocol.request import (
     Cancel,
     Delta,
     Generate,
+    GiveUp,
     Hello,
     PeerMessage,
     Refused,
@@ -24,7 +26,7 @@ from dynamo_box.protocol.request import (
     peer_decoder,
     unpack_tokens,
 )
-from engines.contract import DISAGG, Engine, Output, RequestRejected, SequenceRequest
+from engines.contract import DISAGG, LATE_CANCEL, Engine, HandsOver, Output, RequestRejected, SequenceRequest
 from engines.log import get_logger
 from engines.shell_events import EventFeed
 
@@ -60,6 +62,8 @@ class PeerConnection:
             self._requests.generate(self, message)
         elif isinstance(message, Cancel):
             self._requests.cancel(self, message.id)
+        elif isinstance(message, GiveUp):
+            self._requests.give_up(message.key)
         elif isinstance(message, Hello):
             self._refuse("a second hello")
         else:
@@ -91,12 +95,16 @@ class PeerConnection:
 
 
 class _Sequence:
-    __slots__ = ("connection", "request_id", "stream")
+    """`uncancellable` until its first token; `unwanted`: it is to be cancelled then."""
 
-    def __init__(self, connection: PeerConnection, stream: int, request_id: str) -> None:
+    __slots__ = ("connection", "request_id", "stream", "uncancellable", "unwanted")
+
+    def __init__(self, connection: PeerConnection, message: Generate, *, late_cancel: bool) -> None:
         self.connection: PeerConnection | None = connection
-        self.stream = stream
-        self.request_id = request_id
+        self.stream = message.id
+        self.request_id = message.request_id
+        self.uncancellable = late_cancel and message.leg == "decode"
+        self.unwanted = False
 
 
 class Requests:
@@ -153,7 +161,7 @@ class Requests:
         for key in keys:
             self._live[key].connection = None
         for key in keys:
-            self._engine.cancel(key)
+            self._cancel(key)
 
     def generate(self, connection: PeerConnection, message: Generate) -> None:
         """Hand a request to the engine, or answer it with an error."""
@@ -167,7 +175,7 @@ class Requests:
         key = next(self._keys)
         try:
             sequence = _checked(connection, message, key, self.capabilities)
-            self._live[key] = _Sequence(connection, message.id, message.request_id)
+            self._live[key] = _Sequence(connection, message, late_cancel=LATE_CANCEL in self.capabilities)
             connection.streams[message.id] = key
             self._engine.submit(sequence)
         except RequestRejected as error:
@@ -182,19 +190,34 @@ class Requests:
     def cancel(self, connection: PeerConnection, stream: int) -> None:
         key = connection.streams.get(stream)
         if key is not None:
-            self._engine.cancel(key)
+            self._cancel(key)
+
+    def give_up(self, key: bytes) -> None:
+        """Nobody will go on from this transfer."""
+        if isinstance(self._engine, HandsOver):
+            self._engine.give_up(key)
 
     def cancel_request(self, request_id: str) -> int:
         """Cancel every sequence of a request; how many there were."""
         keys = [key for key, sequence in self._live.items() if sequence.request_id == request_id]
         for key in keys:
-            self._engine.cancel(key)
+            self._cancel(key)
         return len(keys)
+
+    def _cancel(self, key: int) -> None:
+        """Now, or as soon as the engine can."""
+        sequence = self._live.get(key)
+        if sequence is None or not sequence.uncancellable:
+            self._engine.cancel(key)
+        elif not sequence.unwanted:
+            sequence.unwanted = True
+            log.info("cancelled with its first token", request_id=sequence.request_id)
 
     def deliver(self, outputs: Sequence[Output]) -> None:
         """Pass one engine step on: one frame to each connection that has a sequence in it."""
         live = self._live
         moved: list[PeerConnection] = []
+        unwanted: list[int] = []
         ended = False
         for output in outputs:
             sequence = live.get(output.key)
@@ -204,7 +227,13 @@ class Requests:
             if output.finish is not None:
                 ended = True
                 self._end(output, sequence)
+            elif sequence.uncancellable and output.tokens:
+                sequence.uncancellable = False
+                if sequence.unwanted:
+                    unwanted.append(output.key)
             if connection is None:
+                if output.transfer is not None:  # its peer left while this was on its way here
+                    self.give_up(output.transfer.key)
                 continue
             if not connection.deltas:
                 moved.append(connection)
@@ -221,6 +250,8 @@ class Requests:
         for connection in moved:
             connection.channel.send(Step(connection.deltas))
             connection.deltas = []
+        for key in unwanted:
+            self._engine.cancel(key)
         if ended:
             if not live:
                 self._idle.set()
@@ -239,7 +270,7 @@ class Requests:
                 log.warning("request cut short", request_id=self._live[key].request_id, error=why)
                 self._live[key].connection = None
         for key in list(self._live):
-            self._engine.cancel(key)
+            self._cancel(key)
 
     def fail_all(self, error: str) -> None:
         """Tell every client that its sequence ends here, and forget them all: the process is about to

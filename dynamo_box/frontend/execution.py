@@ -68,6 +68,8 @@ class Execution:
         self._sequence: WorkerSequence | None = None
         self._prefilled: Delta | None = None
         """The end of the prefill leg, until the decode leg begins."""
+        self._unclaimed: tuple[WorkerSequence, Transfer] | None = None
+        """What the prefill leg left for the decode leg, until that has said something: it has claimed it by then."""
         self._worker = ""
         """The worker that has the leg, and which process it is, as far as it was reached."""
         self._instance: Instance | None = None
@@ -104,6 +106,10 @@ class Execution:
         if self._sequence is not None:
             self._sequence.close()
             self._sequence = None
+        if self._unclaimed is not None:
+            prefill, transfer = self._unclaimed
+            self._unclaimed = None
+            prefill.give_up(transfer)
         if self._lease is not None:
             self._lease.release()
             self._lease = None
@@ -179,6 +185,8 @@ class Execution:
         """
         assert self._sequence is not None
         delta = await self._sequence.next()
+        if delta.transfer is not None:
+            self._unclaimed = self._sequence, delta.transfer
         if delta.finish == "error":
             raise judge(delta, begun=self._progress.begun)
         self._note(delta)
@@ -194,6 +202,8 @@ class Execution:
         now = live.last_step = time.monotonic()
         if not delta.tokens:
             return
+        if self._leg == "decode":
+            self._unclaimed = None
         live.awaits_turn = False
         stats = live.stats
         if self._set_back_at is not None:

@@ -20,9 +20,11 @@ from dynamo_box.protocol.request import (
     Cancel,
     Delta,
     Generate,
+    GiveUp,
     Hello,
     Refused,
     Step,
+    Transfer,
     WorkerMessage,
     worker_decoder,
 )
@@ -74,8 +76,16 @@ class WorkerSequence:
         return self._deltas.popleft()
 
     def close(self) -> None:
-        """Cancels it on the worker, unless it has finished there."""
+        """Cancels it on the worker, unless it has finished there; of a transfer that came unread nobody will go on."""
         self._connection.forget(self._number, cancel=True)
+        for delta in self._deltas:
+            if delta.transfer is not None:
+                self.give_up(delta.transfer)
+        self._deltas.clear()
+
+    def give_up(self, transfer: Transfer) -> None:
+        """Nobody will go on from what it has handed over."""
+        self._connection.give_up(transfer)
 
 
 class WorkerConnection:
@@ -115,6 +125,17 @@ class WorkerConnection:
             self._channel.send(Cancel(number))
         self._end_if_idle()
 
+    def give_up(self, transfer: Transfer) -> None:
+        """Have what is held for it let go of by this worker, or by another one of its model if this one is gone. Where
+        none is there, the transfer's own time limit has to do.
+        """
+        if self._channel is not None:
+            self._channel.send(GiveUp(transfer.key))
+        elif (other := self._workers.connection_of(self.instance.model)) is not None:
+            other.give_up(transfer)
+        else:
+            log.warning("a transfer is held until its time is up", worker=self.instance.name)
+
     def retire(self) -> None:
         """The instance has withdrawn: nothing new goes there, what runs may finish."""
         self._retired = True
@@ -147,7 +168,10 @@ class WorkerConnection:
             self.last_step = time.monotonic()
             for delta in message.deltas:
                 sequence = self._sequences.get(delta.id)
-                if sequence is not None:
+                if sequence is None:
+                    if delta.transfer is not None:  # it crossed with our Cancel
+                        self.give_up(delta.transfer)
+                else:
                     sequence.put(delta)
                     if delta.finish is not None:
                         self.forget(delta.id, cancel=False)
@@ -216,7 +240,12 @@ class Workers:
 
     def instance_of(self, model: str) -> Instance | None:
         """Any connected instance of a model: they share all that the block hash is taken over."""
-        return next((each for each in self._connected() if each.model == model), None)
+        found = self.connection_of(model)
+        return found.instance if found is not None else None
+
+    def connection_of(self, model: str) -> WorkerConnection | None:
+        """The open connection to any worker of a model."""
+        return next((each for each in self._current.values() if each.is_open and each.instance.model == model), None)
 
     def announced(self, model: str) -> list[str]:
         """The names of a model's workers, connected or not yet."""

@@ -119,11 +119,19 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     id: int
 
 
+class GiveUp(msgspec.Struct, frozen=True, tag="give_up"):
+    """Nobody will go on from the Transfer of this key: what is held for it may be let go of. Any worker of the model
+    can do that, whoever computed the prompt. Unknown keys are ignored (it may have been claimed).
+    """
+
+    key: bytes
+
+
 class Subscribe(msgspec.Struct, frozen=True, tag="subscribe"):
     """Send the whole index (KvDump pages), then events from there on. Sent again it starts over, after a gap."""
 
 
-PeerMessage = Hello | Generate | Cancel | Subscribe
+PeerMessage = Hello | Generate | Cancel | GiveUp | Subscribe
 
 
 class Delta(msgspec.Struct, frozen=True, array_like=True):

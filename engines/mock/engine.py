@@ -16,6 +16,7 @@ from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import (
     DISAGG,
     KV_EVENTS,
+    LATE_CANCEL,
     EngineError,
     EngineInfo,
     Output,
@@ -93,7 +94,7 @@ class MockEngine:
             kv_blocks_total=blocks,
             kv_dtype=KV_DTYPE,
             context_length=spec.model.context_length,
-            capabilities=(KV_EVENTS, DISAGG),
+            capabilities=(KV_EVENTS, DISAGG, *((LATE_CANCEL,) if options.late_cancel else ())),
             versions={"mock": __version__},
         )
 
@@ -118,6 +119,9 @@ class MockEngine:
         self._wake.set()
 
     def cancel(self, key: int) -> None:
+        if self._options.late_cancel and self._scheduler.awaits_first_token(key):
+            self._sink.fatal("a decode leg was cancelled before its first token")
+            return
         self._scheduler.cancel(key)
         self._wake.set()
 

@@ -24,7 +24,7 @@ class MockOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `kv_blocks` sizes the pool by itself, else the plan's KV bytes over `kv_bytes_per_token` do.
     `chunk_tokens` is how many prompt tokens one step computes at most. `stop_after` ends every sequence with
     "stop" after that many tokens. `vocab_size` counts where the model directory has no config.json. `fault`:
-    see faults.py.
+    see faults.py. `late_cancel`: it breaks if a decode leg is cancelled before its first token.
     """
 
     prefill_tokens_per_s: float = 20_000.0
@@ -37,6 +37,7 @@ class MockOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vocab_size: int = 32_000
     stop_after: int | None = None
     fault: str = ""
+    late_cancel: bool = False
     parameters: float | None = None
     width: int = 0
     weights_bytes: float | None = None

@@ -72,6 +72,11 @@ class Scheduler:
         if sequence is not None:
             self._end_soon(sequence, "cancelled")
 
+    def awaits_first_token(self, key: int) -> bool:
+        """Whether it is a decode leg that has said nothing yet."""
+        sequence = self._by_key.get(key)
+        return sequence is not None and sequence.request.leg == "decode" and not sequence.produced
+
     def fail(self, sequence: MockSequence, error: str) -> None:
         """The next `plan` ends it."""
         self._end_soon(sequence, "error", error)

@@ -59,6 +59,10 @@ class _Cancel(msgspec.Struct, frozen=True):
     key: int
 
 
+class _GiveUp(msgspec.Struct, frozen=True):
+    key: bytes
+
+
 class _Stop(msgspec.Struct, frozen=True):
     pass
 
@@ -75,11 +79,11 @@ class _Wake:
 
 
 _STOP = _Stop()
-_Command = SequenceRequest | _Cancel | _Stop | _Sleep | _Wake | Result
+_Command = SequenceRequest | _Cancel | _GiveUp | _Stop | _Sleep | _Wake | Result
 
 
 class NativeEngine:
-    """Implements `engines.contract.Engine`."""
+    """Implements `engines.contract.Engine`, `Sleeper` and `HandsOver`."""
 
     def __init__(self) -> None:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
@@ -128,6 +132,9 @@ class NativeEngine:
 
     def cancel(self, key: int) -> None:
         self._commands.put(_Cancel(key))
+
+    def give_up(self, key: bytes) -> None:
+        self._commands.put(_GiveUp(key))
 
     def cached_blocks(self) -> list[bytes]:
         return list(self._cached)
@@ -201,6 +208,8 @@ class NativeEngine:
                     runner.add(request)
                 case _Cancel(key):
                     runner.cancel(key)
+                case _GiveUp(key):
+                    runner.give_up(key)
                 case Offered() | Kept() | Sought() | Fetched() as result:
                     self._take(runner, result)
                 case _Sleep(done):

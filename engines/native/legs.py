@@ -92,16 +92,14 @@ class _Handover:
 
 
 class Handovers:
-    """Keys of its jobs are negative, so that their results can be told from others'. `discard` ends a hold on this
-    block.
-    """
+    """Keys of its jobs are negative, so that their results can be told from others'. `discard` ends a hold."""
 
     def __init__(
         self,
         sink: Sink,
         known: Known,
         block_size: int,
-        discard: Callable[[bytes, bytes], None],
+        discard: Callable[[bytes], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._sink = sink
@@ -158,7 +156,7 @@ class Handovers:
         """If it ended otherwise than with its transfer, nobody will claim that."""
         outcome = request.outcome
         if request.cancelled and outcome is not None and outcome.transfer is not None:
-            self._discard(outcome.transfer.key, prompt_digests(request, self._block_size)[0])
+            self._discard(outcome.transfer.key)
 
     def offered(self, result: Offered) -> None:
         handover, blocks = self._offers.pop(result.key)
@@ -237,7 +235,7 @@ class Handovers:
         request.handing = False
         if request.cancelled:
             if handover.held:
-                self._discard(handover.hold, handover.blocks[0].digest)
+                self._discard(handover.hold)
         elif handover.held:
             self.done += 1
             self.seconds += self._clock() - handover.began

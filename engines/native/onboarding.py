@@ -177,11 +177,11 @@ class Onboarding:
         transfer = request.request.transfer
         self._source.seek(Seek(key, tuple(digests), transfer.key if transfer is not None else b""))
 
-    def discard(self, hold: bytes, digest: bytes) -> None:
-        """End a hold on this block that nobody will claim."""
+    def discard(self, hold: bytes) -> None:
+        """End a hold that nobody will claim."""
         key = next(self._keys)
         self._seeks[key] = None
-        self._source.seek(Seek(key, (digest,), hold))
+        self._source.seek(Seek(key, (), hold))
 
     def sought(self, result: Sought) -> None:
         seek = self._seeks.pop(result.key)

@@ -137,6 +137,11 @@ class Runner:
                 self.tiering.cancelled(sequence)
             self._waits_for_tiers = False
 
+    def give_up(self, key: bytes) -> None:
+        """Nobody claims what is held by this key."""
+        if self.tiering is not None:
+            self.tiering.onboarding.discard(key)
+
     def take(self, result: Result) -> None:
         """What the tiers have delivered."""
         if self.tiering is not None:

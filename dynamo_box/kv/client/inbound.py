@@ -157,7 +157,7 @@ class InboundLane(Lane[Seek | Fetch | Forgo]):
         if len(self._leases) >= MAX_LEASES:
             return Sought(job.key, error=f"{MAX_LEASES} leases wait for their Fetch or Forgo")
         digests = job.digests[:MAX_BATCH]
-        if not digests:
+        if not digests and not job.claim:
             return Sought(job.key)
         found = link.session.call(lambda number: Find(number, digests, job.claim), Found, self._limits.seek_s)
         _check(link, found, len(digests))

@@ -73,7 +73,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Seek:
-    """`claim` is the key of a hold that ends with this."""
+    """`claim` is the key of a hold that ends with this. Without digests that is all."""
 
     key: int
     digests: tuple[bytes, ...]

@@ -10,7 +10,7 @@ from test_sleep import ENDS, HOLD, engine_can_be_found, serves, sleep, sleepy, w
 from worker_process import Peer, WorkerProcess, wait_until
 
 from dynamo_box.protocol import status
-from dynamo_box.protocol.request import Generate, Sampling, Transfer, pack_tokens
+from dynamo_box.protocol.request import Generate, GiveUp, Sampling, Transfer, pack_tokens
 from engines.shell_role import CHANGING
 
 BUSY = "the worker is changing its role"
@@ -141,6 +141,17 @@ def test_it_ends_as_ever_in_the_middle_of_a_change(tmp_path: Path, end: Any) -> 
         assert process.instance() is None
 
 
+def test_a_transfer_that_nobody_goes_on_from_is_given_up(tmp_path: Path) -> None:
+    with sleepy(tmp_path) as process, process.ready().peer() as peer:
+        peer.send(GiveUp(b"k" * 16))
+        process.figures(lambda figures: figures.transfers_failed == 1)
+        leaves = process.peer()
+        leaves.send(Generate(1, "r1", pack_tokens([1]), Sampling(8), b"i" * 32, annotations=HOLD, leg="prefill"))
+        assert leaves.run([1], stream=2)[1].finish == "length"
+        leaves.close()
+        process.figures(lambda figures: figures.transfers_failed == 2)
+
+
 def test_a_leg_that_the_engine_does_not_serve_is_rejected(tmp_path: Path) -> None:
     transfer = Transfer(b"k" * 16, 1)
     with sleepy(tmp_path, "whole requests only") as process, process.ready().peer() as peer:
@@ -151,4 +162,5 @@ def test_a_leg_that_the_engine_does_not_serve_is_rejected(tmp_path: Path) -> Non
             _, last = peer.finish(stream)[stream]
             assert last.rejected
             assert last.error == f"this worker's engine does not serve {leg} legs: it lacks 'disagg'"
+        peer.send(GiveUp(transfer.key))
         assert serves(process)

@@ -15,7 +15,7 @@ from worker_process import BLOCK_SIZE, ISOLATION, Index, Peer, WorkerProcess, re
 from dynamo_box.kv.hashing import block_digest, chain_digests, short_hashes
 from dynamo_box.protocol import status
 from dynamo_box.protocol.request import Cancel, Delta, Generate, Leg, Sampling, Subscribe, Transfer, pack_tokens
-from engines.contract import DISAGG
+from engines.contract import DISAGG, LATE_CANCEL
 
 PROMPT = list(range(100, 140))  # two full blocks and half of one
 SEEDED = Sampling(24, temperature=0.8, seed=7)
@@ -208,6 +208,40 @@ def test_a_leg_that_stalls_before_it_says_anything_can_be_cancelled(tmp_path: Pa
             peer.send(Cancel(stream))
             assert peer.finish(stream)[stream] == ([], Delta(stream, finish="cancelled"))
             process.figures(lambda figures: (figures.running, figures.kv_blocks_used) == (0, 0))
+
+
+def test_an_engine_that_can_not_cancel_before_the_first_token_is_not_asked_to(tmp_path: Path) -> None:
+    """Whoever wants the end of a decode leg: it keeps its place until its first token, and ends with it."""
+    blocker = Cancel(0)
+    with worker(tmp_path / "run", options={"kv_blocks": 4, "late_cancel": True}) as process, process.peer() as peer:
+        assert LATE_CANCEL in process.instance().capabilities
+        first, transfer = prefilled(peer)
+        said = process.figures(lambda figures: figures.output_tokens).output_tokens
+        for stream, how in enumerate(("cancel", "operator", "client gone"), 1):
+            send(peer, "whole", [1] * 40, stream=0, annotations=("mock:stall:after=1",))
+            assert next(peer.deltas()).tokens
+            client = process.peer() if how == "client gone" else peer
+            send(client, "decode", [*PROMPT, first], stream=stream, transfer=transfer)
+            process.figures(lambda figures: (figures.running, figures.waiting) == (1, 1))
+            if how == "operator":
+                process.ask(status.CancelRequest(1, f"r{stream}"))
+            elif how == "client gone":
+                client.close()
+            peer.send(Cancel(stream))
+            peer.send(Cancel(stream))
+            process.ask(status.CancelRequest(2, f"r{stream}"))
+            process.figures(lambda figures: (figures.running, figures.waiting) == (1, 1))
+            peer.send(blocker)
+            ended = peer.finish(*((0,) if how == "client gone" else (0, stream)))
+            if how != "client gone":
+                tokens, last = ended[stream]
+                assert (len(tokens), last.finish) == (1, "cancelled"), how
+            total = said + 2 * stream
+            process.figures(lambda now, total=total: (now.running, now.waiting, now.output_tokens) == (0, 0, total))
+        send(peer, "prefill", PROMPT, stream=7, annotations=("mock:stall:at=prefill",))
+        peer.send(Cancel(7))
+        assert peer.finish(7)[7] == ([], Delta(7, finish="cancelled")), "it is for decode legs alone"
+        assert process.process.poll() is None
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from test_tiers import BLOCK_BYTES, Held, connected, engine_on, prompts, tokens_
 from dynamo_box.kv.client.outbound import OutboundLane
 from dynamo_box.kv.hashing import chain_digests
 from dynamo_box.protocol.figures import WorkerFigures
-from dynamo_box.protocol.kv import KvLayout
+from dynamo_box.protocol.kv import LONGEST_HOLD_S, KvLayout
 from dynamo_box.protocol.request import Sampling, Transfer, pack_tokens
 from engines.contract import DISAGG, EngineInfo, RequestRejected, SequenceRequest
 from engines.native.requests import check
@@ -280,8 +280,14 @@ async def first_token(answer: Answer) -> None:
 
 def test_cancelling_a_decode_leg_at_each_point(tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        asked = prompts(3)
+        *asked, forgotten = prompts(4)
         async with two(store, tiny_model, max_batch=1) as (first, second):
+            unclaimed = await prefill(first, forgotten, transfer_ttl_s=LONGEST_HOLD_S, **GREEDY)
+            store.figures_when(lambda figures: figures.leases == 1)
+            second.engine.give_up(unclaimed.key)
+            second.engine.give_up(unclaimed.key)
+            store.figures_when(lambda figures: figures.leases == 0)
+
             legs = []
             for prompt in asked:
                 answer = await first.generate(prompt, leg="prefill", **GREEDY)

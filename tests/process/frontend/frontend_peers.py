@@ -34,6 +34,7 @@ from dynamo_box.protocol.request import (
     Delta,
     FinishReason,
     Generate,
+    GiveUp,
     Hello,
     PeerMessage,
     Step,
@@ -166,6 +167,7 @@ class FakeWorker:
         self._arrivals: asyncio.Queue[Generate] = asyncio.Queue()
         self.hello: Hello | None = None
         self.cancelled: list[int] = []
+        self.given_up: list[bytes] = []
         self.cancels = asyncio.Event()
 
     async def appear(self) -> None:
@@ -205,6 +207,10 @@ class FakeWorker:
     def close(self) -> None:
         """As a killed process goes."""
         self.withdraw()
+        self.die()
+
+    def die(self) -> None:
+        """The same, before anybody has taken its file away."""
         if self._server is not None:
             self._server.close()
         self.drop()
@@ -225,6 +231,8 @@ class FakeWorker:
             case Cancel(id=number):
                 self.cancelled.append(number)
                 self.cancels.set()
+            case GiveUp(key=key):
+                self.given_up.append(key)
 
     async def generated(self) -> Generate:
         """The next sequence that is asked for."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from frontend_peers import BLOCK, MODEL, Answer, FakeWorker, FrontendUnderTest, eventually, scenario
+from frontend_peers import BLOCK, DEADLINE_S, MODEL, Answer, FakeWorker, FrontendUnderTest, eventually, scenario
 
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import FrontendFigures, RequestFigures
@@ -37,6 +37,14 @@ async def two_legs(box: FrontendUnderTest, policy: str = "fallback") -> tuple[Fa
     return prefill, decode
 
 
+def given_up(*workers: FakeWorker) -> list[bytes]:
+    """The transfers that they were told nobody will go on from, since this was asked last."""
+    found = [key for worker in workers for key in worker.given_up]
+    for worker in workers:
+        worker.given_up.clear()
+    return found
+
+
 def say(worker: FakeWorker, generate: Generate, *tokens: int, finish: FinishReason | None = None) -> None:
     """One step for each token."""
     for place, token in enumerate(tokens):
@@ -58,6 +66,14 @@ async def live_in(box: FrontendUnderTest, phase: str) -> RequestFigures:
     report = await box.expect(status.Report, fits)
     assert isinstance(report.figures, FrontendFigures)
     return report.figures.live[0]
+
+
+async def health_with(box: FrontendUnderTest, roles: dict[str, int]) -> dict[str, Any]:
+    """What `/health` says once these workers are connected."""
+    async with asyncio.timeout(DEADLINE_S):
+        while (found := (await box.get("/health")).json())["roles"].get(MODEL) != roles:
+            await asyncio.sleep(0.01)
+    return dict(found)
 
 
 async def metrics_of(box: FrontendUnderTest) -> str:
@@ -106,7 +122,7 @@ def test_the_answer_of_two_workers_is_one(tmp_path: Path, tiny_model: Path) -> N
             extension = answer.chunks()[-2]["nvext"]
             assert (extension["worker_id"], extension["prefill_worker_id"]) == ("d0", "p0")
             assert len(box.router.places) == 1, "one lease covers both"
-            assert not prefill.cancelled + decode.cancelled
+            assert not prefill.cancelled + decode.cancelled + given_up(prefill, decode)
             await box.nothing_left()
             metrics = await metrics_of(box)
             assert f'dynbox_disagg_requests_total{{model="{MODEL}",outcome="two_legs"}} 1.0' in metrics
@@ -210,6 +226,9 @@ async def decode_dies_later(story: Story) -> None:
     story.decode.drop()
 
 
+UNCLAIMED = (decode_refuses, transfer_is_lost, decode_dies_first)
+"""Those after which nobody goes on from what was handed over."""
+
 LOSSES: list[tuple[Loss, tuple[str, ...], str]] = [
     (prefill_dies_first, ("p0",), "its connection closed"),
     (prefill_fails_first, ("p0",), "the engine has no room"),
@@ -245,6 +264,8 @@ def test_whatever_is_lost_under_fallback_goes_on_in_one_leg(tmp_path: Path, tiny
                 usage = answer.chunks()[-1]["usage"]
                 assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(PROMPT), len(TOKENS))
                 await box.nothing_left()
+                assert given_up(prefill) == [TRANSFER.key] * (lose in UNCLAIMED), lose
+                assert not given_up(decode)
             metrics = await metrics_of(box)
             assert f'dynbox_disagg_requests_total{{model="{MODEL}",outcome="fell_back"}} {len(LOSSES)}.0' in metrics
             assert f'dynamo_frontend_model_migration_total{{model="{MODEL}"}} {len(LOSSES)}.0' in metrics
@@ -270,6 +291,7 @@ def test_what_strict_can_not_hand_over_is_an_error_with_its_reason(tmp_path: Pat
                     assert "[DONE]" not in answer.events
                     assert not box.router.places[-1].one_leg
                     await box.nothing_left()
+                    assert given_up(prefill, decode) == [TRANSFER.key] * (lose in UNCLAIMED), lose
             metrics = await metrics_of(box)
             assert f'outcome="failed"}} {2 * len(LOSSES)}.0' in metrics
 
@@ -354,6 +376,21 @@ def test_a_client_that_leaves_ends_whichever_leg_there_is(tmp_path: Path, tiny_m
                 assert (worker.cancelled, other.cancelled) == ([second.id], []), steps
                 worker.cancelled.clear()
                 await box.nothing_left()
+                if steps == 1:
+                    prefilled(prefill, first)  # too late: it crosses with our Cancel
+                if steps in (1, 2):
+                    await eventually(lambda: prefill.given_up == [TRANSFER.key], "it need not be held any longer")
+                assert given_up(prefill, decode) == [TRANSFER.key] * (steps in (1, 2))
+
+            connection = await box.request(BODY, COMPLETION)
+            first = await prefill.generated()
+            say(prefill, first, TOKENS[0])
+            prefilled(prefill, first)
+            await decode.generated()
+            prefill.die()
+            await health_with(box, {"decode": 1})
+            connection.close()
+            await eventually(lambda: decode.given_up == [TRANSFER.key], "whoever is left is told of it")
 
     scenario(work)
 
@@ -378,31 +415,25 @@ def test_a_restarted_router_is_told_who_answers(tmp_path: Path, tiny_model: Path
 
 
 def test_health_says_which_roles_are_there_and_what_works_without_the_others(tmp_path: Path, tiny_model: Path) -> None:
-    async def health(box: FrontendUnderTest, roles: dict[str, int]) -> dict[str, Any]:
-        async with asyncio.timeout(20):
-            while (found := (await box.get("/health")).json())["roles"].get(MODEL) != roles:
-                await asyncio.sleep(0.01)
-        return dict(found)
-
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=0.3) as box:
             prefill, decode = await two_legs(box, "strict")
-            found = await health(box, {"prefill": 1, "decode": 1})
+            found = await health_with(box, {"prefill": 1, "decode": 1})
             assert (found["status"], found["reasons"], "notes" in found) == ("healthy", [], False)
             prefill.withdraw()
-            found = await health(box, {"decode": 1})
+            found = await health_with(box, {"decode": 1})
             assert found["status"] == "healthy", "the policy is not known before there was a request"
             assert found["notes"] == [
                 "tiny: no prefill workers: prompts are computed by decode workers (unless the policy is strict: then "
                 "requests fail)"
             ]
             prefill.announce()
-            await health(box, {"prefill": 1, "decode": 1})
+            await health_with(box, {"prefill": 1, "decode": 1})
             answering = box.post({"prompt": PROMPT}, COMPLETION)
             say(prefill, await prefill.generated(), TOKENS[0], finish="stop")
             assert (await answering).status == 200
             prefill.withdraw()
-            found = await health(box, {"decode": 1})
+            found = await health_with(box, {"decode": 1})
             assert (found["status"], found["reasons"]) == (
                 "unhealthy",
                 ["tiny: no prefill workers: requests fail (policy strict)"],
@@ -411,13 +442,13 @@ def test_health_says_which_roles_are_there_and_what_works_without_the_others(tmp
             answering = box.post({"prompt": PROMPT}, COMPLETION)
             say(decode, await decode.generated(), TOKENS[0], finish="stop")
             assert (await answering).status == 200
-            found = await health(box, {"decode": 1})
+            found = await health_with(box, {"decode": 1})
             assert found["notes"] == [
                 "tiny: no prefill workers: prompts are computed by decode workers (policy fallback)"
             ]
             decode.withdraw()
             prefill.announce()
-            found = await health(box, {"prefill": 1})
+            found = await health_with(box, {"prefill": 1})
             assert found["notes"] == ["tiny: no decode workers: prefill workers answer by themselves (policy fallback)"]
 
     scenario(work)
