@@ -296,7 +296,8 @@ class TierFigures(msgspec.Struct, frozen=True):
 
 class KvStoreFigures(msgspec.Struct, frozen=True, tag="kvstore"):
     """`indexing` layouts are still being read from disk. `metadata_bytes` is what the store's tables take, estimated
-    from their number; `leases` are held now, `reclaimed` were given back by the death of their holder.
+    from their number; `leases` are held now, `reclaimed` were given back by the death of their holder. `simulated`:
+    bytes are counted and not there, neither in host memory nor on disk.
     """
 
     host: TierFigures
@@ -312,6 +313,7 @@ class KvStoreFigures(msgspec.Struct, frozen=True, tag="kvstore"):
     requests: int = 0
     refused: int = 0
     metadata_bytes: int = 0
+    simulated: bool = False
 
 
 Figures = WorkerFigures | RouterFigures | FrontendFigures | GmsFigures | KvStoreFigures

@@ -13,6 +13,8 @@ that keeps KV apart. The arena of a layout is one memory file:
 
     [headers: slots × HEADER_BYTES, padded to SLOT_ALIGNMENT][slot 0][slot 1] …      each slot `slot_bytes` long
 
+In a rehearsal (`KvLayout.modelled`) it ends after the headers: all goes on as with blocks that have bytes.
+
 The store writes a slot's header (`pack_header`) when the block in it is committed and wipes it before the slot is given
 to another; a reader compares it before and after its copy and takes nothing that it doubts. All calls are batches; at
 most MAX_BATCH blocks each.
@@ -39,6 +41,8 @@ MAX_HOLDS = 4096
 LONGEST_HOLD_S = 600.0
 DIGEST_BYTES = 16
 LOWEST_PRIORITY, HIGHEST_PRIORITY = 0, 100
+MODELLED = "modelled"
+"""The `shape` of a layout for rehearsals: its blocks count as `block_bytes` each, and nothing is in them."""
 UNSET_PRIORITY_COUNTS_AS = 35
 """For eviction only; the retention priority that TensorRT-LLM gives what nobody set."""
 
@@ -64,8 +68,23 @@ class KvLayout(msgspec.Struct, frozen=True, array_like=True):
         return blake2b(msgspec.msgpack.encode(self), digest_size=16).hexdigest()
 
     @property
+    def modelled(self) -> bool:
+        return self.shape == MODELLED
+
+    @property
     def slot_bytes(self) -> int:
+        """What a slot counts against a tier's capacity."""
         return -(-self.block_bytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+    @property
+    def slot_stride(self) -> int:
+        """From one slot of the arena to the next: nothing where there is nothing to lie in them."""
+        return 0 if self.modelled else self.slot_bytes
+
+    @property
+    def bytes_in_slot(self) -> int:
+        """Of a block, in the arena."""
+        return 0 if self.modelled else self.block_bytes
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
@@ -162,7 +181,7 @@ WorkerRequest = Attach | Reserve | Commit | Abandon | Find | Hold | Load | Relea
 
 class Attached(msgspec.Struct, frozen=True, tag="attached"):
     """With the arena's descriptor. `slots` is 0 where the host tier has no room for a single block of this layout: then
-    nothing can be stored or found.
+    nothing can be stored or found. `slot_bytes` is the layout's `slot_stride`.
     """
 
     slots: int

@@ -80,6 +80,15 @@ class GmsSpec(msgspec.Struct, frozen=True, tag="gms"):
     layouts: tuple[str, ...] = ()
 
 
+class TierRehearsal(msgspec.Struct, frozen=True):
+    """Tiers of blocks that count and have no bytes (`KvLayout.modelled`): host memory is not taken, and the disk is one
+    that nobody writes to, with these rates. What is on it ends with the process.
+    """
+
+    disk_read_bytes_per_s: float
+    disk_write_bytes_per_s: float
+
+
 class KvStoreSpec(msgspec.Struct, frozen=True, tag="kvstore"):
     """The KV tiers of a box. `host_bytes` bounds all arenas together, `disk_bytes` the files below `directory`; 0 turns
     a tier off. `layouts` is the number of KV layouts that the plan's workers have: each gets an even part of
@@ -99,6 +108,7 @@ class KvStoreSpec(msgspec.Struct, frozen=True, tag="kvstore"):
     write_queue_blocks: int = 1024
     flush_s: float = 10.0
     """How long a Drain may go on writing to disk what waits."""
+    rehearsal: TierRehearsal | None = None
 
 
 EVENTS_SUFFIX = "-events"

@@ -86,7 +86,7 @@ class Arena:
     def _populate(self, slots: Sequence[int]) -> None:
         """Map what was never touched here: at once it takes a fifth of what a fault for each page takes."""
         assert self._map is not None
-        for slot in slots:
+        for slot in slots if self._slot_bytes else ():
             if not self._in_page_table[slot]:
                 self._in_page_table[slot] = 1
                 start = self._headers_bytes + slot * self._slot_bytes

@@ -52,7 +52,7 @@ class Tiers:
         self._changed = threading.Condition()
         self._ledger = Ledger()
         dial = partial(StoreSession.connect, socket_path, owner, layout)
-        shared, limits, size = SharedArena(layout.block_bytes), limits or Limits(), layout.block_bytes
+        shared, limits, size = SharedArena(layout.bytes_in_slot), limits or Limits(), layout.block_bytes
         self._out = OutboundLane(
             dial, shared, limits, self._on_status, copier, self._deliver, size, queued_blocks=queued_blocks
         )

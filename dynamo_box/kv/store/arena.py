@@ -30,7 +30,8 @@ def slots_in(capacity_bytes: int, slot_bytes: int) -> int:
 
 class Arena:
     """Also the `Headers` of its slots. `slots` are those that fit into `capacity_bytes`; `backed` of them, the first
-    ones, have memory. `shortage` says why there will be no more.
+    ones, have memory. `shortage` says why there will be no more. Slots of a modelled layout count as `slot_bytes` and
+    have a header only, so nobody can refuse them memory.
 
     Raises:
         NoMemory: see there.
@@ -39,8 +40,9 @@ class Arena:
     def __init__(self, name: str, layout: KvLayout, capacity_bytes: int) -> None:
         self.slots = slots_in(capacity_bytes, layout.slot_bytes)
         self.slot_bytes = layout.slot_bytes
+        self.stride = layout.slot_stride
         self.headers_bytes = arena_headers_bytes(self.slots)
-        self.bytes = self.headers_bytes + self.slots * self.slot_bytes
+        self.bytes = self.headers_bytes + self.slots * self.stride
         self.backed = 0
         self.shortage = ""
         try:
@@ -70,9 +72,8 @@ class Arena:
         wanted = min(max(STEP_BYTES // self.slot_bytes, 1), self.slots - self.backed)
         while wanted and self.may_grow:
             try:
-                os.posix_fallocate(
-                    self.fd, self.headers_bytes + self.backed * self.slot_bytes, wanted * self.slot_bytes
-                )
+                if self.stride:
+                    os.posix_fallocate(self.fd, self.headers_bytes + self.backed * self.stride, wanted * self.stride)
             except OSError as error:
                 wanted //= 2
                 if not wanted:
@@ -83,8 +84,8 @@ class Arena:
         return 0
 
     def slot(self, slot: int) -> memoryview:
-        start = self.headers_bytes + slot * self.slot_bytes
-        return self._mapping[start : start + self.slot_bytes]
+        start = self.headers_bytes + slot * self.stride
+        return self._mapping[start : start + self.stride]
 
     def write(self, slot: int, generation: int, block: Block) -> None:
         self._mapping[slot * HEADER_BYTES : (slot + 1) * HEADER_BYTES] = pack_header(

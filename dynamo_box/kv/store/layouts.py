@@ -24,6 +24,10 @@ class NoRoom(Exception):
     """There is no share left for another layout."""
 
 
+class OtherKind(Exception):
+    """Blocks without bytes in tiers that are real, or the other way round."""
+
+
 class Layouts:
     """`events` hears of blocks that came to the tiers or left them. The same block may be in several layouts (of
     workers that cut it up differently): it is there as long as it is in one.
@@ -33,6 +37,7 @@ class Layouts:
         self._shares = min(max(spec.layouts, 1), MAX_LAYOUTS)
         self._host_bytes = spec.host_bytes
         self._share_bytes = spec.host_bytes // self._shares
+        self._modelled = spec.rehearsal is not None
         self._run_key = run_key
         self._counts = counts
         self._note = note
@@ -76,8 +81,11 @@ class Layouts:
         """The layout, made if need be, with memory for its first slots; `LayoutStore.end` detaches.
 
         Raises:
-            NoRoom: see there.
+            NoRoom, OtherKind: see there.
         """
+        if layout.modelled != self._modelled:
+            ours, yours = ("a rehearsal", "real") if self._modelled else ("no rehearsal", "modelled")
+            raise OtherKind(f"these KV tiers are those of {ours}: they take no {yours} blocks")
         store = self._by_name.get(layout.name)
         if store is None:
             self._make_share()

@@ -20,7 +20,7 @@ from typing import Any
 from dynamo_box.accepting import Acceptor
 from dynamo_box.kv.store.counts import Counts
 from dynamo_box.kv.store.layout import LayoutStore
-from dynamo_box.kv.store.layouts import Layouts, NoRoom
+from dynamo_box.kv.store.layouts import Layouts, NoRoom, OtherKind
 from dynamo_box.log import get_logger
 from dynamo_box.protocol import PROTOCOL_VERSION, kv
 from dynamo_box.protocol.descriptors import FdChannel
@@ -261,9 +261,11 @@ class KvServer:
             store = await self._layouts.attach(layout, peer.id, peer.owner)
         except NoRoom as error:
             raise BadRequest(str(error)) from error
+        except OtherKind as error:
+            raise BadRequest(str(error), permanent=True) from error
         peer.store = store
         arena = store.arena
-        peer.channel.send(kv.Attached(arena.slots, arena.slot_bytes, arena.headers_bytes, arena.bytes, 1), [arena.fd])
+        peer.channel.send(kv.Attached(arena.slots, arena.stride, arena.headers_bytes, arena.bytes, 1), [arena.fd])
 
     async def _reserve_with_room(self, peer: _Peer, store: LayoutStore, message: kv.Reserve) -> None:
         await store.make_room(len(message.blocks))

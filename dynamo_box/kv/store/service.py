@@ -14,9 +14,10 @@ from dynamo_box.child_main import allow_all_descriptors
 from dynamo_box.errors import BoxError
 from dynamo_box.kv.store.counts import Counts
 from dynamo_box.kv.store.disk import DiskTier
-from dynamo_box.kv.store.disk_port import DiskEvents
+from dynamo_box.kv.store.disk_port import DiskEvents, DiskPort
 from dynamo_box.kv.store.layout import Disk
 from dynamo_box.kv.store.layouts import Layouts
+from dynamo_box.kv.store.modelled_disk import ModelledDisk
 from dynamo_box.kv.store.server import KvServer
 from dynamo_box.kv.store.write_back import WriteBack
 from dynamo_box.log import get_logger
@@ -24,7 +25,7 @@ from dynamo_box.paths import RunDir
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import KvStoreFigures, TierFigures
 from dynamo_box.protocol.framing import listen_unix
-from dynamo_box.protocol.spec import EVENTS_SUFFIX, ChildSpec, KvStoreSpec
+from dynamo_box.protocol.spec import EVENTS_SUFFIX, ChildSpec, KvStoreSpec, TierRehearsal
 
 CLEAR_SLICE = 512
 """Blocks forgotten in one turn of the loop."""
@@ -54,6 +55,8 @@ class KvStoreService:
     async def start(self) -> dict[str, str]:
         allow_all_descriptors()
         if self._layouts.disk is not None:
+            if self._spec.rehearsal is not None:
+                self._life.note("info", "the disk tier for KV is simulated: nothing is written, and it begins empty")
             self._layouts.disk.port.start()
             self._tend_disk(self._layouts.disk)
         self._server.listen(listen_unix(self._run.worker_socket(self._spec.name)))
@@ -62,9 +65,17 @@ class KvStoreService:
 
     def _disk(self) -> Disk:
         spec = self._spec
+        port = self._real_disk() if spec.rehearsal is None else self._modelled_disk(spec.rehearsal)
+        write_back = WriteBack(
+            port, spec.disk_admission, spec.write_queue_blocks, self._counts.disk_dropped, self._life.changed
+        )
+        return Disk(port, write_back)
+
+    def _real_disk(self) -> DiskPort:
+        spec = self._spec
         if not spec.directory:
             raise BoxError("the disk tier has no directory", remedy="set `directory`, or `disk_bytes` to 0")
-        port = DiskTier(
+        return DiskTier(
             Path(spec.directory),
             spec.disk_bytes,
             threads=spec.disk_threads,
@@ -73,10 +84,12 @@ class KvStoreService:
             owner=spec.run_dir,
             write_queue_blocks=spec.write_queue_blocks,
         )
-        write_back = WriteBack(
-            port, spec.disk_admission, spec.write_queue_blocks, self._counts.disk_dropped, self._life.changed
+
+    def _modelled_disk(self, rates: TierRehearsal) -> DiskPort:
+        spec = self._spec
+        return ModelledDisk(
+            spec.disk_bytes, rates, changed=self._disk_changed, write_queue_blocks=spec.write_queue_blocks
         )
-        return Disk(port, write_back)
 
     def _tend_disk(self, disk: Disk) -> None:
         """What it refused is offered again, and reports keep up with it."""
@@ -154,6 +167,7 @@ class KvStoreService:
             layouts=self._layouts.figures(),
             directory=self._spec.directory,
             admission=self._spec.disk_admission,
+            simulated=self._spec.rehearsal is not None,
             indexing=disk.port.indexing if disk is not None else 0,
             indexed_in_s=disk.port.indexed_in_s if disk is not None else None,
             leases=sum(tier.leases for tier in tiers),
