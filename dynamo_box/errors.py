@@ -46,6 +46,8 @@ class ProfileError(UsageError):
 
 
 class PlanRefused(BoxError):
+    """Or: what runs on this hardware leaves no room for more."""
+
     exit_code = ExitCode.USAGE
 
 

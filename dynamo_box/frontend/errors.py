@@ -12,7 +12,7 @@ ApiError
 ├── overloaded / unavailable / draining                  503 with Retry-After
 ├── too_many_waiting / wake_timed_out / wake_failed      503 with Retry-After
 ├── not_handed_over                                      503 with Retry-After
-├── held / put_to_sleep                                  503 that asks not to try again
+├── held / no_room / put_to_sleep                        503 that asks not to try again
 ├── act_failed                                           409, 500, 503 or 504
 └── stalled / took_too_long / act_timed_out              504
 """
@@ -184,6 +184,12 @@ def wake_failed(model: str, reason: str) -> ApiError:
 def held(model: str) -> ApiError:
     message = f"{model} is held asleep, so requests don't wake it; `dynbox wake {model}` does"
     return ApiError(503, message, kind="service_unavailable_error", code="model_held", again=False)
+
+
+def no_room(model: str, reason: str) -> ApiError:
+    """And none that comes by itself: somebody has to make it."""
+    message = f"{model} sleeps and can't be woken: {reason}"
+    return ApiError(503, message, kind="service_unavailable_error", code="no_room", again=False)
 
 
 def put_to_sleep(reason: str) -> ApiError:

@@ -3,8 +3,8 @@
 The supervisor says where every model is (`Residencies`); until it has, every model counts as awake. A request to one
 that is asleep, falling asleep or waking joins that model's queue. The queue asks the supervisor to wake the model:
 once, and again, after a pause, when that failed or when the model fell asleep again. Waiting ends in one of three ways:
-the model is awake and all go on; a request's own time is up; or waking has failed so often that the whole queue fails
-with the reason.
+the model is awake and all go on; a request's own time is up; or the whole queue fails with the reason, because waking
+has failed too often, or at once where there is no room for the model and none will come by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dynamo_box.errors import ExitCode
 from dynamo_box.frontend import errors
 from dynamo_box.frontend.asking import Asking
+from dynamo_box.frontend.errors import ApiError
 from dynamo_box.frontend.requests import LiveRequest
 from dynamo_box.frontend.stats import WAKING
 from dynamo_box.log import get_logger
@@ -33,7 +34,7 @@ SIGN_EVERY_S = 1.0
 
 ASK_AGAIN_S = 1.0
 MAX_FAILURES = 3
-"""Failed wakes in a row, before all that wait fail too. Those for want of room or time don't count: room may come."""
+"""Failed wakes in a row, before all that wait fail too. Those for want of time don't count: others may be done soon."""
 
 SETTLE_S = 1.0
 """A worker may refuse a request a moment before this process hears that its model falls asleep."""
@@ -60,7 +61,8 @@ class _Queue:
         self.failures = 0
         self.reason = ""
         """Why the last wake failed."""
-        self.given_up = False
+        self.refusal: ApiError | None = None
+        """What all that wait are told, once they wait no more."""
 
     def wake_up(self) -> None:
         self.changed.set()
@@ -122,7 +124,7 @@ class Sleepers:
         """Return when the request's model is not sleeping: at once if it isn't now.
 
         Raises:
-            ApiError: it doesn't wake, or not in time, or too many wait for it, or only a person may wake it (503).
+            ApiError: it doesn't wake, or not in time, or has no room, or too many wait for it, or it is held (503).
         """
         model = live.stats.model
         if not self.is_sleeping(model):
@@ -166,8 +168,8 @@ class Sleepers:
         sign_at = began + FIRST_SIGN_S
         while True:
             now = time.monotonic()
-            if queue.given_up:
-                raise errors.wake_failed(queue.model, queue.reason)
+            if queue.refusal is not None:
+                raise queue.refusal
             if not self.is_sleeping(queue.model):
                 return
             self._refuse_held(queue.model)
@@ -206,8 +208,11 @@ class Sleepers:
         if told.code != ExitCode.OK:
             queue.reason = told.text
             queue.failures += told.code not in PASSING
-            if told.code == ExitCode.USAGE or queue.failures >= MAX_FAILURES:
-                self._give_up(queue)
+            if told.code == ExitCode.USAGE:
+                self._give_up(queue, errors.no_room(queue.model, f"{told.text}; {told.remedy}"))
+                return
+            if queue.failures >= MAX_FAILURES:
+                self._give_up(queue, errors.wake_failed(queue.model, queue.reason))
                 return
         if self._latest[queue.model].state in ASLEEP and queue.waiting:
             self._ask_later(queue)
@@ -229,10 +234,10 @@ class Sleepers:
         self._answered(queue)
         queue.wake_up()
 
-    def _give_up(self, queue: _Queue) -> None:
+    def _give_up(self, queue: _Queue, refusal: ApiError) -> None:
         """Fail all that wait; who comes after them starts a queue of its own."""
         log.warning("can't be woken", model=queue.model, waiting=queue.waiting, reason=queue.reason)
-        queue.given_up = True
+        queue.refusal = refusal
         self._close(queue)
         queue.wake_up()
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from dynamo_box.errors import BoxError, ExitCode, NotRunning, TimedOut
+from dynamo_box.errors import BoxError, ExitCode, NotRunning, PlanRefused, TimedOut
 from dynamo_box.plan.awake import Needs, Room, Standing, make_room, needs_of
 from dynamo_box.plan.types import ModelPolicy, Plan
 from dynamo_box.profile.units import format_size
@@ -211,7 +211,8 @@ class Models:
         """Make room for a model and have it serve again.
 
         Raises:
-            BoxError: no such model, no room, or neither waking nor a cold start worked. On demand also: it is held.
+            PlanRefused: there is no room, and nobody may go to sleep for it.
+            BoxError: no such model, or neither waking nor a cold start worked. On demand also: it is held.
         """
         model = self._model(name)
         asked_at = self._loop.time()
@@ -455,13 +456,15 @@ class Models:
         """Put others to sleep until it fits.
 
         Raises:
-            BoxError: it can't, or not in time; nothing more than needed was put to sleep.
+            PlanRefused: it can't, unless a person acts.
+            BoxError: not in time, or one of them didn't go; nothing more than needed was put to sleep.
         """
         deadline = self._loop.time() + ROOM_DEADLINE_S
         while True:
             room = self._room_for(model)
             if room.missing:
-                raise BoxError(f"there is no room: {room.missing}", remedy="put another model to sleep, or unpin one")
+                remedy = "put another model to sleep, or unpin one"
+                raise PlanRefused(f"there is no room: {room.missing}", remedy=remedy)
             if room.wait_s is None and not room.steps:
                 return
             if self._loop.time() >= deadline:

@@ -230,6 +230,30 @@ def test_only_a_person_wakes_a_held_model(tmp_path: Path, tiny_model: Path) -> N
     scenario(work)
 
 
+def test_who_finds_no_room_hears_at_once_that_somebody_has_to_make_it(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            (worker,) = await box.ready()
+            await fell_asleep(box, worker)
+            waiting = [box.post({}), box.post({})]
+            asked = await box.asked()
+            await box.waiting(2)
+            box.supervisor.send(status.Told(asked.id, 2, "there is no room: other is pinned", "unpin one"))
+            for answer in [await each for each in waiting]:
+                assert (answer.status, answer.error["code"]) == (503, "no_room")
+                assert answer.error["message"].endswith("can't be woken: there is no room: other is pinned; unpin one")
+                assert "retry-after" not in answer.headers and answer.headers["x-should-retry"] == "false"
+            # The next request begins anew.
+            again = box.post({})
+            await box.asked()
+            woke(box, worker)
+            worker.emit(await worker.generated(), "hello", finish="length")
+            assert (await again).status == 200
+            await box.nothing_left()
+
+    scenario(work)
+
+
 @pytest.mark.slow
 def test_a_wake_that_fails_is_asked_for_again_and_in_the_end_given_up(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
@@ -247,11 +271,6 @@ def test_a_wake_that_fails_is_asked_for_again_and_in_the_end_given_up(tmp_path: 
             assert (answer.status, answer.error["code"]) == (503, "wake_failed")
             assert "the snapshot is damaged" in answer.error["message"]
             assert "retry-after" in answer.headers
-            # The next request begins anew.
-            waiting = box.post({})
-            asked = await box.asked()
-            box.supervisor.send(status.Told(asked.id, 2, "it can't ever fit"))
-            assert "it can't ever fit" in (await waiting).error["message"]
             await box.nothing_left()
 
     scenario(work)
