@@ -137,6 +137,9 @@ def obey(channel: BlockingChannel[status.ParentMessage], words: list[str], spec:
                 if "no-legs" not in words:
                     announce(RUN_DIR / "instances", instance(msgspec.structs.replace(spec, role=role)))
                 channel.send(status.Answer(number, "its engine has no legs" if "no-legs" in words else ""))
+            case status.Sleep(id=number):
+                withdraw(RUN_DIR / "instances", NAME)
+                channel.send(status.Slept(number))
             case status.CancelRequest(id=number, request_id=request_id):
                 channel.send(status.Answer(number, text=f"cancelled {request_id}"))
             case status.Drain():

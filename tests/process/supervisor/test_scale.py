@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 from supervised_box import DEADLINE_S, BoxUnderTest
 
 from dynamo_box.errors import BoxError, NotRunning, UsageError
-from dynamo_box.plan.types import ByteItem, DevicePlan, Plan
+from dynamo_box.plan.types import ByteItem, DevicePlan, ModelPolicy, Plan
 
 ROLE = "aggregated"
 
@@ -24,8 +25,6 @@ def names(box: BoxUnderTest) -> list[str]:
 
 def roomy(box: BoxUnderTest, worker: str = "", workers: int = 1) -> Plan:
     """Workers take a byte each, of four that there are."""
-    import msgspec
-
     plan = box.plan(worker=worker, workers=workers)
     processes = tuple(
         msgspec.structs.replace(process, memory=(ByteItem("cpu", "KV", 1, ""),))
@@ -106,6 +105,27 @@ def test_one_change_at_a_time(box: BoxUnderTest) -> None:
         with box.client() as client:
             assert client.down(0.2, DEADLINE_S).survivors == ()
         assert isinstance(going.exception(DEADLINE_S), BoxError)
+
+
+def test_who_sleeps_finds_no_room_where_a_pinned_model_has_grown(box: BoxUnderTest) -> None:
+    plan = roomy(box, workers=2)
+    twin = msgspec.structs.replace(plan.models[0], name="twin")
+    processes = tuple(
+        msgspec.structs.replace(process, name="twin.aggregated.0", model="twin")
+        if process.name == "tiny.aggregated.1"
+        else process
+        for process in plan.processes
+    )
+    policies = {"tiny": ModelPolicy(pin=True)}
+    box.up(msgspec.structs.replace(plan, models=(*plan.models, twin), processes=processes, policies=policies))
+    with box.client() as client:
+        client.sleep("twin", timeout_s=DEADLINE_S)
+        scale(box, 4)
+        with pytest.raises(UsageError, match=r"there is no room: twin needs 1 B .* 1 B missing beside tiny \(pinned\)"):
+            client.wake("twin", timeout_s=DEADLINE_S)
+        assert {model.name: model.state for model in box.snapshot().models} == {"tiny": "ready", "twin": "asleep"}
+        scale(box, 3)
+        assert client.wake("twin", timeout_s=DEADLINE_S).residency.state == "awake"
 
 
 def test_what_can_not_be_scaled(box: BoxUnderTest) -> None:
