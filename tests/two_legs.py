@@ -31,13 +31,17 @@ class Ask:
         self._connection = http.client.HTTPConnection("127.0.0.1", box.port, timeout=timeout_s)
         headers = {"content-type": "application/json"}
         self._connection.request("POST", "/v1/completions", json.dumps(wanted).encode(), headers)
+        self._pieces = self._read()
 
     def pieces(self) -> Iterator[str]:
-        """The text, as it comes.
+        """The text, as it comes; asked for again it goes on.
 
         Raises:
             Failed: it ended with an error, or was cut short.
         """
+        return self._pieces
+
+    def _read(self) -> Iterator[str]:
         try:
             for event in self._events():
                 if "error" in event:
