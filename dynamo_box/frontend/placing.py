@@ -30,13 +30,12 @@ ROUTER_SILENT = "the router doesn't answer; see `dynbox ps`"
 
 
 class Placing:
-    """What all requests share; `policies` is the disaggregation policy by model, as the router last said."""
+    """What all requests share."""
 
     def __init__(
         self, router: RouterClient, workers: Workers, sleepers: Sleepers, *, discovery_timeout_s: float
     ) -> None:
         self.workers = workers
-        self.policies: dict[str, str] = {}
         self._router = router
         self._sleepers = sleepers
         self._discovery_timeout_s = discovery_timeout_s
@@ -64,10 +63,7 @@ class Placing:
                 await self._router.wait_until_connected(left_s)
                 continue
             if isinstance(reply, Lease):
-                self.policies[place.model] = reply.placed.policy
                 return reply
-            if reply.policy:
-                self.policies[place.model] = reply.policy
             if left_s <= 0 or not self._may_come(reply, place):
                 raise _refusal(reply, place.model)
             await self.workers.wait_for_change(min(left_s, pause_s))

@@ -15,18 +15,20 @@ from dynamo_box.protocol.route import (
     Adopt,
     Place,
     Placed,
+    Policy,
     PrefillDone,
     Release,
     Renew,
     RouteReply,
+    RouterMessage,
     Unplaced,
-    reply_decoder,
+    router_decoder,
 )
 
 RENEW_S = 15.0
 """Well within a lease's time to live, which is minutes."""
 
-RouterChannel = Channel[RouteReply]
+RouterChannel = Channel[RouterMessage]
 
 log = get_logger()
 
@@ -57,13 +59,25 @@ class Lease:
         self._router.forget(self)
 
     def adoption(self) -> Adopt:
-        """What a new router is told. A worker that takes over computes no prompt, whether or not its turn has come."""
-        place, prefilled = self.place, self.prefilled or self.placed.prefill is not None
-        return Adopt(place.id, place.request_id, place.model, self.worker, place.hashes, place.prompt_tokens, prefilled)
+        """What a new router is told."""
+        place = self.place
+        computing = self.placed.prefill if not self.prefilled else None
+        return Adopt(
+            id=place.id,
+            request_id=place.request_id,
+            model=place.model,
+            worker=self.worker,
+            hashes=place.hashes,
+            prompt_tokens=place.prompt_tokens,
+            prefill_done=self.prefilled,
+            prefill=computing.worker if computing is not None else "",
+        )
 
 
 class RouterClient:
-    """Keeps one connection to the router, for ever; `connected` tells whether there is one now."""
+    """Keeps one connection to the router, for ever; `connected` tells whether there is one now. `policy` is the
+    disaggregation policy, as the router last said: "" until it has.
+    """
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
@@ -71,6 +85,7 @@ class RouterClient:
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[RouteReply]] = {}
         self._leases: dict[int, Lease] = {}
+        self.policy = ""
         self.connected = asyncio.Event()
 
     @property
@@ -79,7 +94,7 @@ class RouterClient:
 
     async def run(self) -> None:
         """Connect, renew leases, connect again; ends when cancelled."""
-        await keep_connected(self._socket, lambda: Channel(reply_decoder, self._on_reply), self._use)
+        await keep_connected(self._socket, lambda: Channel(router_decoder, self._on_message), self._use)
 
     async def _use(self, channel: RouterChannel) -> None:
         for lease in self._leases.values():
@@ -106,6 +121,12 @@ class RouterClient:
                 await self.connected.wait()
         except TimeoutError:
             return
+
+    def _on_message(self, channel: RouterChannel, message: RouterMessage) -> None:
+        if isinstance(message, Policy):
+            self.policy = message.name
+        else:
+            self._on_reply(channel, message)
 
     def _on_reply(self, channel: RouterChannel, reply: RouteReply) -> None:
         answer = self._waiting.get(reply.id)

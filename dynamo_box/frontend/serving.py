@@ -87,7 +87,7 @@ class Serving:
                 roles[model.name] = there
             elif model.name not in sleeping:
                 reasons.append(f"no worker serves {model.name}")
-            policy = self.placing.policies.get(model.name, "")
+            policy = self.router.policy
             if text := what_still_works(there, policy):
                 (reasons if policy == "strict" else notes).append(f"{model.name}: {text}")
         if not self.router.connected.is_set():

@@ -1,4 +1,4 @@
-"""Frontend -> router: where should this request go?
+"""Frontend <-> router: where should this request go?
 
 A placement is a lease on load: it counts until Release, the end of the connection, or the lease's expiry. Lease ids are
 chosen by the frontend and unique within its connection. After a router restart the frontend connects again and
@@ -71,6 +71,14 @@ class Unplaced(msgspec.Struct, frozen=True, tag="unplaced"):
     """The disaggregation policy, where that is what it fails by."""
 
 
+class Policy(msgspec.Struct, frozen=True, tag="policy"):
+    """The disaggregation policy in force, for models that have workers for one leg alone. Sent to every frontend when
+    it has connected, and when it is set to another.
+    """
+
+    name: str
+
+
 class PrefillDone(msgspec.Struct, frozen=True, tag="prefill_done"):
     """The first token came: its prompt no longer counts as prefill load."""
 
@@ -90,7 +98,9 @@ class Renew(msgspec.Struct, frozen=True, tag="renew"):
 
 
 class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
-    """A request that was placed by an earlier router and still runs."""
+    """A request that was placed by an earlier router and still runs. `prefill` computes its prompt, "" where `worker`
+    does, or that is done.
+    """
 
     id: int
     request_id: str
@@ -99,10 +109,12 @@ class Adopt(msgspec.Struct, frozen=True, tag="adopt"):
     hashes: tuple[int, ...]
     prompt_tokens: int
     prefill_done: bool
+    prefill: str = ""
 
 
 RouteRequest = Place | PrefillDone | Release | Renew | Adopt
 RouteReply = Placed | Unplaced
+RouterMessage = RouteReply | Policy
 
 request_decoder = msgspec.msgpack.Decoder(RouteRequest)
-reply_decoder = msgspec.msgpack.Decoder(RouteReply)
+router_decoder = msgspec.msgpack.Decoder(RouterMessage)

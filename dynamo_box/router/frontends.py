@@ -11,6 +11,7 @@ from dynamo_box.protocol.framing import Channel, ChannelServer, FrameError, list
 from dynamo_box.protocol.route import (
     Adopt,
     Place,
+    Policy,
     PrefillDone,
     Release,
     Renew,
@@ -65,6 +66,16 @@ class Frontends:
             channel.abort(FrameError(f"there are {MAX_CONNECTIONS} connections already"))
             return
         self._open[channel] = next(self._numbers)
+        channel.send(self._policy)
+
+    @property
+    def _policy(self) -> Policy:
+        return Policy(self._placement.disagg.policy)
+
+    def tell_policy(self) -> None:
+        """It is another one."""
+        for channel in self._open:
+            channel.send(self._policy)
 
     def _on_close(self, channel: FrontendChannel, reason: Exception | None) -> None:
         connection = self._open.pop(channel, None)

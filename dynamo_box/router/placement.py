@@ -165,12 +165,14 @@ class Placement:
     def adopt(self, connection: int, adopt: Adopt) -> str:
         """Count a request that runs already; "" or why it can't be counted.
 
-        Its prompt counts whole as prefill unless that is done: nobody knows any more how much was cached.
+        Its prompt counts whole as prefill unless that is done: nobody knows any more how much was cached. Where it is
+        computed by a worker that is gone, it counts nowhere: the request will be placed again.
         """
         pool = self.pools.get(adopt.model)
         worker = pool.workers.get(adopt.worker) if pool is not None else None
         if pool is None or worker is None:
             return f"no worker {adopt.worker} for {adopt.model}"
+        computing = pool.workers.get(adopt.prefill or adopt.worker)
         key = (connection, adopt.id)
         problem = _prompt_problem(adopt, pool.spec) or self._key_problem(key)
         if not problem and self.leases.full:
@@ -181,7 +183,8 @@ class Placement:
                 worker.load,
                 adopt.hashes,
                 private_blocks=_private_blocks(adopt, pool.spec),
-                prefill_tokens=0 if adopt.prefill_done else adopt.prompt_tokens,
+                prefill_tokens=0 if adopt.prefill_done or computing is None else adopt.prompt_tokens,
+                prefill_load=computing.load if computing is not None else None,
                 now=self._clock(),
             )
         return problem

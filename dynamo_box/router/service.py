@@ -95,8 +95,11 @@ class Router:
             self._placement.mode = parse_mode(value)
             now = value
         elif key == "disagg":
-            self._placement.disagg = disagg.parse(value, self._placement.disagg)
-            now = disagg.describe(self._placement.disagg)
+            before, after = self._placement.disagg, disagg.parse(value, self._placement.disagg)
+            self._placement.disagg = after
+            if after.policy != before.policy:
+                self._frontends.tell_policy()
+            now = disagg.describe(after)
         else:
             raise ValueError(f"the router has no setting {key!r}; there are mode and disagg")
         log.info("setting changed", key=key, value=now)

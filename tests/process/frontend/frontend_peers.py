@@ -46,6 +46,7 @@ from dynamo_box.protocol.route import (
     Adopt,
     Place,
     Placed,
+    Policy,
     PrefillDone,
     PrefillLeg,
     Release,
@@ -100,8 +101,19 @@ class FakeRouter:
     async def listen(self) -> None:
         sock = listen_unix(self._run_dir.router_socket)
         self._server = await serve_channels(
-            sock, lambda: Channel(request_decoder, self._on_message, on_open=self._channels.append)
+            sock, lambda: Channel(request_decoder, self._on_message, on_open=self._on_open)
         )
+
+    def set_policy(self, name: str) -> None:
+        """A person has set it."""
+        self.policy = name
+        for channel in self._channels:
+            channel.send(Policy(name))
+
+    def _on_open(self, channel: Channel[RouteRequest]) -> None:
+        self._channels.append(channel)
+        if self.policy:
+            channel.send(Policy(self.policy))
 
     def close(self) -> None:
         """As a killed process goes: listening socket and connections gone, leases forgotten."""

@@ -63,18 +63,19 @@ async def running(
     *,
     roles: dict[str, str] | None = None,
     disagg: Disagg | None = None,
+    frontend: dict[str, Any] | None = None,
     **options: Any,
 ) -> AsyncIterator[Box]:
-    """So many aggregated workers w0, w1 and so on, or those of `roles` by name."""
+    """So many aggregated workers w0, w1 and so on, or those of `roles` by name. `frontend` goes to its spec."""
     made = {f"w{number}": "aggregated" for number in range(workers)} if roles is None else roles
-    async with FrontendUnderTest(root, model) as frontend:
-        box = Box(frontend, root, disagg or Disagg())
+    async with FrontendUnderTest(root, model, **(frontend or {})) as under_test:
+        box = Box(under_test, root, disagg or Disagg())
         try:
             await asyncio.gather(
                 box.add_router(), *(box.add_worker(name, role, **options) for name, role in made.items())
             )
-            await frontend.expect(status.Ready)
-            await frontend.until_healthy()
+            await under_test.expect(status.Ready)
+            await under_test.until_healthy()
             yield box
         finally:
             await asyncio.gather(*(child.close() for child in box.children.values()))

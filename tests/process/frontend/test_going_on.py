@@ -205,21 +205,3 @@ def test_a_model_that_falls_asleep_in_the_middle_is_waited_for(tmp_path: Path, t
             await box.nothing_left()
 
     scenario(work)
-
-
-def test_no_request_runs_for_longer_than_it_may(tmp_path: Path, tiny_model: Path) -> None:
-    async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, max_generation_s=1.5) as box:
-            (worker,) = await box.ready()
-            answers = [box.post({"stream": True}), box.post({}), box.post({})]
-            generates = [await worker.generated() for _ in answers]
-            for generate in generates[:2]:
-                _say(worker, generate, 70)
-            for answer in [await each for each in answers]:
-                error = answer.chunks()[-1]["error"] if answer.status == 200 else answer.error
-                assert (answer.status in (200, 504), error["code"]) == (True, "max_generation")
-                assert "1.5 s" in error["message"]
-            await eventually(lambda: len(worker.cancelled) == 3, "all are cancelled on the worker")
-            await box.nothing_left()
-
-    scenario(work)

@@ -28,6 +28,7 @@ BODY = {
     "stream_options": {"include_usage": True},
     "nvext": {"extra_fields": ["worker_id", "timing"]},
 }
+WHOLE: dict[str, Any] = {"stream": False, "stream_options": None}
 
 
 async def two_legs(box: FrontendUnderTest, policy: str = "fallback") -> tuple[FakeWorker, FakeWorker]:
@@ -395,17 +396,70 @@ def test_a_client_that_leaves_ends_whichever_leg_there_is(tmp_path: Path, tiny_m
     scenario(work)
 
 
-def test_a_restarted_router_is_told_who_answers(tmp_path: Path, tiny_model: Path) -> None:
+def test_no_request_takes_longer_than_it_may_in_whatever_phase(tmp_path: Path, tiny_model: Path) -> None:
+    async def work() -> None:
+        limit_s = 4.0
+        async with FrontendUnderTest(
+            tmp_path, tiny_model, max_generation_s=limit_s, discovery_timeout_s=DEADLINE_S, wake_timeout_s=DEADLINE_S
+        ) as box:
+            prefill, decode = await two_legs(box)
+            answers: dict[str, asyncio.Task[Answer]] = {}
+
+            async def begin(phase: str) -> Generate:
+                answers[phase] = box.post(BODY if len(answers) % 2 else {**BODY, **WHOLE}, COMPLETION)
+                return await prefill.generated()
+
+            async def handed_over(phase: str) -> Generate:
+                first = await begin(phase)
+                say(prefill, first, TOKENS[0])
+                prefilled(prefill, first)
+                return await decode.generated()
+
+            await begin("waits for its turn to be computed")
+            say(prefill, await begin("is handed over"), TOKENS[0])
+            await handed_over("waits for a place to go on")
+            say(decode, await handed_over("decodes"), TOKENS[1])
+            decode.send(Delta((await handed_over("goes on elsewhere")).id, (), "error", error="out of order"))
+            assert (await prefill.generated()).leg == "whole"
+            prefill.send(Delta((await begin("finds nobody to go on")).id, (), "error", error="out of order"))
+            decode.send(Delta((await decode.generated()).id, (), "error", error="out of order"))
+            box.router.silent = True
+            placed = len(box.router.places)
+            answers["waits for the router"] = box.post(BODY, COMPLETION)
+            await eventually(lambda: len(box.router.places) > placed, "it is asked")
+            await box.asleep()
+            answers["waits for its model to wake"] = box.post(BODY, COMPLETION)
+            for phase, answering in answers.items():
+                answer = await answering
+                error = answer.chunks()[-1]["error"] if answer.status == 200 else answer.error
+                assert (error["code"], answer.status in (200, 504)) == ("max_generation", True), (phase, answer)
+                assert f"{limit_s:g} s" in error["message"]
+            assert len(answers) == 8
+            await box.nothing_left()
+            await eventually(lambda: prefill.given_up == [TRANSFER.key] * 2, "what was not claimed is given up")
+
+    scenario(work)
+
+
+def test_a_restarted_router_is_told_who_computes_and_who_answers(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model) as box:
             prefill, decode = await two_legs(box)
             answering = box.post(BODY, COMPLETION)
             first = await prefill.generated()
-            box.router.close()
-            await box.router.listen()
-            await eventually(lambda: len(box.router.adopted) == 1, "the new router hears of it")
-            assert (box.router.adopted[0].worker, box.router.adopted[0].prefill_done) == ("d0", True)
+
+            async def restarted() -> tuple[str, str, bool]:
+                box.router.close()
+                box.router.adopted.clear()
+                await box.router.listen()
+                await eventually(lambda: len(box.router.adopted) == 1, "the new router hears of it")
+                adopted = box.router.adopted[0]
+                return adopted.prefill, adopted.worker, adopted.prefill_done
+
+            assert await restarted() == ("p0", "d0", False)
             say(prefill, first, TOKENS[0])
+            await box.until_said(first, 1)
+            assert await restarted() == ("", "d0", True)
             prefilled(prefill, first)
             say(decode, await decode.generated(), *TOKENS[1:], finish="length")
             assert (await answering).text() == box.tokenizer.decode(TOKENS)
@@ -415,34 +469,32 @@ def test_a_restarted_router_is_told_who_answers(tmp_path: Path, tiny_model: Path
 
 
 def test_health_says_which_roles_are_there_and_what_works_without_the_others(tmp_path: Path, tiny_model: Path) -> None:
+    async def set_policy(box: FrontendUnderTest, name: str, says: str) -> dict[str, Any]:
+        """It is known without a request."""
+        box.router.set_policy(name)
+        async with asyncio.timeout(DEADLINE_S):
+            while says not in (found := await box.get("/health")).body.decode():
+                await asyncio.sleep(0.01)
+        return dict(found.json())
+
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=0.3) as box:
-            prefill, decode = await two_legs(box, "strict")
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            prefill, decode = await two_legs(box, "")
             found = await health_with(box, {"prefill": 1, "decode": 1})
             assert (found["status"], found["reasons"], "notes" in found) == ("healthy", [], False)
             prefill.withdraw()
             found = await health_with(box, {"decode": 1})
-            assert found["status"] == "healthy", "the policy is not known before there was a request"
+            assert found["status"] == "healthy", "a router has not said yet which policy is in force"
             assert found["notes"] == [
                 "tiny: no prefill workers: prompts are computed by decode workers (unless the policy is strict: then "
                 "requests fail)"
             ]
-            prefill.announce()
-            await health_with(box, {"prefill": 1, "decode": 1})
-            answering = box.post({"prompt": PROMPT}, COMPLETION)
-            say(prefill, await prefill.generated(), TOKENS[0], finish="stop")
-            assert (await answering).status == 200
-            prefill.withdraw()
-            found = await health_with(box, {"decode": 1})
+            found = await set_policy(box, "strict", "(policy strict)")
             assert (found["status"], found["reasons"]) == (
                 "unhealthy",
                 ["tiny: no prefill workers: requests fail (policy strict)"],
             )
-            box.router.policy, box.router.prefill = "fallback", []
-            answering = box.post({"prompt": PROMPT}, COMPLETION)
-            say(decode, await decode.generated(), TOKENS[0], finish="stop")
-            assert (await answering).status == 200
-            found = await health_with(box, {"decode": 1})
+            found = await set_policy(box, "fallback", "(policy fallback)")
             assert found["notes"] == [
                 "tiny: no prefill workers: prompts are computed by decode workers (policy fallback)"
             ]

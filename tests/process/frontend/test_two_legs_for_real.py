@@ -16,10 +16,12 @@ from real_box import Box, running
 
 from dynamo_box.discovery.instances import withdraw
 from dynamo_box.protocol import status
-from dynamo_box.protocol.figures import WorkerFigures
+from dynamo_box.protocol.figures import RouterFigures, WorkerFigures
+from dynamo_box.protocol.spec import Disagg
 
 COMPLETION = "/v1/completions"
 ROLES = {"p0": "prefill", "d0": "decode"}
+WHO = {"prompt": "hi", "max_tokens": 2, "nvext": {"extra_fields": ["worker_id"]}}
 PACE = {"decode_ms": 4, "speedup": 1.0}
 
 
@@ -95,9 +97,8 @@ async def _revive(box: Box, name: str) -> None:
 
 async def in_two_legs(box: Box) -> None:
     """Return when everybody knows both workers."""
-    probe = {"prompt": "hi", "max_tokens": 2, "nvext": {"extra_fields": ["worker_id"]}}
     async with asyncio.timeout(DEADLINE_S):
-        while "prefill_worker_id" not in (await box.frontend.post(probe, COMPLETION)).json()["nvext"]:
+        while "prefill_worker_id" not in (await box.frontend.post(WHO, COMPLETION)).body.decode():
             await asyncio.sleep(0.01)
 
 
@@ -159,3 +160,49 @@ def test_no_answer_differs_while_workers_are_killed_at_random(tmp_path: Path, ti
             )
 
     scenario(work)
+
+
+def test_what_works_without_the_workers_of_a_role_depends_on_the_policy(tmp_path: Path, tiny_model: Path) -> None:
+    """Real router: its policy is in `/health` as soon as it is set, and requests do what that says."""
+
+    async def work() -> None:
+        hurry = {"discovery_timeout_s": 0.5}
+        async with running(tmp_path, tiny_model, roles=ROLES, disagg=Disagg("strict"), frontend=hurry) as box:
+            await in_two_legs(box)
+            for gone, role in ROLES.items():
+                router = box.children["router"]
+                await box.kill(gone)
+                await router.expect(status.Report, lambda report, gone=gone: gone not in workers_of(report))
+                left = next(name for name in ROLES if name != gone)
+                for policy in ("strict", "conditional", "fallback"):
+                    router.channel.send(status.Set(1, "disagg", policy))
+                    health = await until_health_says(box, f"no {role} workers", f"(policy {policy})")
+                    answer = await box.frontend.post(WHO, COMPLETION)
+                    if policy == "strict":
+                        assert health.status == 503
+                        assert answer.status == 503
+                        assert answer.error["message"] == (
+                            f"strict: no {role} worker serves {MODEL} now; start one (`dynbox scale`), or set the "
+                            "policy to fallback"
+                        )
+                    else:
+                        assert health.status == 200
+                        assert answer.json()["nvext"] == {"worker_id": left}
+                await box.add_worker(gone, role)
+                await in_two_legs(box)
+
+    scenario(work)
+
+
+def workers_of(report: status.Report) -> tuple[str, ...]:
+    assert isinstance(report.figures, RouterFigures)
+    return report.figures.workers
+
+
+async def until_health_says(box: Box, *words: str) -> Answer:
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            found = await box.frontend.get("/health")
+            if all(word in found.body.decode() for word in words):
+                return found
+            await asyncio.sleep(0.01)

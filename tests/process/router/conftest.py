@@ -26,7 +26,7 @@ from dynamo_box.protocol.framing import (
     listen_unix,
 )
 from dynamo_box.protocol.request import Hello, KvDump, PeerMessage, Subscribe, peer_decoder
-from dynamo_box.protocol.route import Place, Placed, RouteReply, Unplaced, reply_decoder
+from dynamo_box.protocol.route import Place, Placed, Policy, RouterMessage, Unplaced, router_decoder
 from dynamo_box.protocol.spec import EVENTS_SUFFIX, ChildSpec, ModelSpec, RouterSpec
 from dynamo_box.protocol.status import ChildMessage, Ready, Report, Start, child_decoder
 
@@ -102,8 +102,10 @@ class Frontend:
     """A frontend's connection to the router."""
 
     def __init__(self, path: Path) -> None:
-        self.channel: BlockingChannel[RouteReply] = BlockingChannel(connect_unix(path), reply_decoder)
+        self.channel: BlockingChannel[RouterMessage] = BlockingChannel(connect_unix(path), router_decoder)
         self.next_id = 0
+        self.policies: list[str] = []
+        """All that it has heard of."""
 
     def send(self, message: Any) -> None:
         self.channel.send(message)
@@ -118,9 +120,15 @@ class Frontend:
             "prompt_tokens": max(len(hashes) * BLOCK, 1),
         }
         self.send(Place(**{**fields, **changes}))
-        reply = self.channel.receive(DEADLINE_S)
+        reply = self.receive()
         assert reply is not None
         return reply
+
+    def receive(self) -> Placed | Unplaced | None:
+        """The next answer; None at the end of the connection."""
+        while isinstance(message := self.channel.receive(DEADLINE_S), Policy):
+            self.policies.append(message.name)
+        return message
 
     def placed(self, hashes: tuple[int, ...] = (), **changes: Any) -> Placed:
         reply = self.place(hashes, **changes)

@@ -93,6 +93,7 @@ def test_the_policy_is_set_while_it_runs(stage: Any) -> None:
     assert reply.reason.startswith("strict: no decode worker serves smollm2 now; ")
     assert set_policy("fallback").text == "disagg fallback"
     assert legs(frontend.placed(HASHES)) == ("", "smollm2.prefill.0")
+    assert frontend.policies == ["conditional", "strict", "fallback"], "at first, and whenever it is another"
 
 
 def test_a_flip_of_roles_keeps_what_the_workers_hold(stage: Any) -> None:
@@ -136,8 +137,9 @@ def test_a_new_router_counts_an_adopted_one_where_it_runs(stage: Any) -> None:
     router.figures_when(lambda figures: len(figures.workers) == 2)
     frontend = stage.frontend()
     frontend.send(Adopt(1, "r1", "smollm2", prefill.name, HASHES, 192, prefill_done=False))
-    frontend.send(Adopt(2, "r2", "smollm2", decode.name, OTHERS, 192, prefill_done=True))
+    frontend.send(Adopt(2, "r2", "smollm2", decode.name, OTHERS, 192, prefill_done=False, prefill=prefill.name))
     router.figures_when(lambda figures: figures.active_requests == 2)
+    frontend.send(PrefillDone(1))
     frontend.next_id = 2
     frontend.placed((1, 2))
     decision = router.figures_when(lambda figures: figures.routed == 1).decisions[0]

@@ -132,6 +132,20 @@ def test_an_adopted_one_counts_where_it_runs_now(at: Instance, done: bool) -> No
     assert (load.prefill_tokens, load.blocks) == (0, 0)
 
 
+@pytest.mark.parametrize("prefill", [P0.name, "smollm2.prefill.9"])
+def test_an_adopted_one_in_its_first_leg_counts_where_it_is_computed(prefill: str) -> None:
+    rig = Rig(P0, D0)
+    adopt = Adopt(1, "r", "smollm2", D0.name, prompt(1, 10), 160, prefill_done=False, prefill=prefill)
+    assert rig.placement.adopt(FRONTEND, adopt) == ""
+    computing, answering = rig.pool.workers[P0.name].load, rig.pool.workers[D0.name].load
+    assert (computing.prefill_tokens, computing.blocks) == (160 if prefill == P0.name else 0, 0)
+    assert (answering.prefill_tokens, answering.blocks) == (0, 10)
+    rig.placement.leases.prefill_done((FRONTEND, 1))
+    assert (computing.prefill_tokens, answering.prefill_tokens) == (0, 0)
+    rig.placement.leases.release((FRONTEND, 1))
+    assert answering.blocks == 0
+
+
 def test_siblings_follow_the_prompt_that_is_being_computed_and_spread_for_their_answers() -> None:
     rig = Rig(P0, P1, D0, D1)
     trunk = prompt(0, 100)
