@@ -18,6 +18,10 @@ class Failed(Exception):
     """The request ended with an error: its message."""
 
 
+class BrokenOff(Failed):
+    """Nobody said how the request ended."""
+
+
 class Ask:
     """One streamed completion. It is sent at once; `pieces` waits for its answer, `close` gives it up."""
 
@@ -37,7 +41,8 @@ class Ask:
         """The text, as it comes; asked for again it goes on.
 
         Raises:
-            Failed: it ended with an error, or was cut short.
+            Failed: it ended with an error.
+            BrokenOff: the connection ended before it did.
         """
         return self._pieces
 
@@ -53,6 +58,8 @@ class Ask:
                     if choice["text"]:
                         self.text += choice["text"]
                         yield choice["text"]
+        except (ConnectionError, http.client.HTTPException) as error:
+            raise BrokenOff(f"{error!r} after {len(self.text)} characters") from error
         finally:
             self.close()
 
@@ -66,7 +73,7 @@ class Ask:
                 return
             if line.startswith(b"data: "):
                 yield json.loads(line[len(b"data: ") :])
-        raise Failed(f"the stream broke off after {len(self.text)} characters")
+        raise BrokenOff(f"the stream ended after {len(self.text)} characters")
 
     def whole(self) -> Ask:
         for _ in self.pieces():

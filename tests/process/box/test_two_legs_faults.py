@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from box_under_test import Box, eventually
 from mock_box import MockBox
-from two_legs import Ask, Failed, figures, nothing_is_held
+from two_legs import Ask, BrokenOff, Failed, figures, nothing_is_held
 
 from dynamo_box.control.client import ControlClient
 from dynamo_box.paths import RunDir
@@ -226,7 +226,7 @@ def test_a_router_that_dies_between_the_legs_is_not_missed_and_a_frontend_takes_
         asks = scene.pair("frontend")
         kill(scene.box, "frontend")
     for ask in asks:
-        with pytest.raises((Failed, OSError)):
+        with pytest.raises(BrokenOff):
             ask.whole()
     scene.in_two_legs()
 
