@@ -60,7 +60,9 @@ class WorkerTiers(msgspec.Struct, frozen=True):
 
 
 class WorkerFigures(msgspec.Struct, frozen=True, tag="worker"):
-    """`kv_blocks_used` are held by sequences; `kv_blocks_cached` are held by none and kept for reuse only."""
+    """`kv_blocks_used` are held by sequences; `kv_blocks_cached` are held by none and kept for reuse only. A prompt in
+    two legs is in `prompt_tokens` and `cached_tokens` of its prefill worker alone.
+    """
 
     running: int = 0
     waiting: int = 0

@@ -108,7 +108,8 @@ class MockEngine:
             raise RequestRejected(str(error)) from error
         taken = self._legs.add(sequence)
         self._requests += 1
-        self._prompt_tokens += taken.prompt_tokens
+        if sequence.leg != "decode":
+            self._prompt_tokens += taken.prompt_tokens
         if self._request_fault is not None:
             self._afflict(taken, self._request_fault)
         for fault in faults:
@@ -202,8 +203,7 @@ class MockEngine:
             self._legs.computed(work)
             self._count(work, seconds)
             outputs, stored = self._scheduler.commit(work)
-            self._output_tokens += len(outputs)
-            self._cached_tokens += sum(output.cached_tokens for output in outputs)
+            self._count_outputs(work, outputs)
             self._sink.step(outputs, stored)
             for sequence in work.prefilled:
                 self._legs.hand_over(sequence)
@@ -219,6 +219,11 @@ class MockEngine:
         self._steps += 1
         self._busy_s += seconds
         self._computed_prompt_tokens += work.prompt_tokens
+
+    def _count_outputs(self, work: Work, outputs: list[Output]) -> None:
+        self._output_tokens += len(outputs)
+        decode_legs = {sequence.request.key for sequence, _ in work.shares if sequence.request.leg == "decode"}
+        self._cached_tokens += sum(output.cached_tokens for output in outputs if output.key not in decode_legs)
 
     def _token_rate(self) -> float:
         """Output tokens a second over the last second or so."""

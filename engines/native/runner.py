@@ -271,7 +271,7 @@ class Runner:
         first = not sequence.generated
         sequence.tokens.append(token)
         self._output_tokens += 1
-        if first:
+        if first and sequence.request.leg != "decode":
             self._prompt_tokens += sequence.prompt_length
             self._cached_tokens += sequence.cached_tokens
         finish = sequence.finish_after(token, self._context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from dynamo_box.protocol.figures import Candidate
@@ -45,15 +45,8 @@ def credit_cell(candidate: Candidate | None, prompt_blocks: int) -> Cell:
 
 def lately(names: Sequence[str], history: History, buckets: int, width: int) -> Line:
     """The prompt tokens of these workers in the last `buckets`, by where they came from."""
-    total = Bucket(history.newest)
-    for name in names:
-        for bucket in history.recent(name, buckets):
-            if bucket is not None:
-                total.prompt_tokens += bucket.prompt_tokens
-                total.cached_tokens += bucket.cached_tokens
-                total.host_tokens += bucket.host_tokens
-                total.disk_tokens += bucket.disk_tokens
-    sizes = shares(total.prompt_tokens, total.cached_tokens, total.host_tokens, total.disk_tokens)
+    by_worker = [_shares_of(history.recent(name, buckets)) for name in names]
+    sizes = [sum(sizes) for sizes in zip(*by_worker, strict=True)]
     label = Span("prompts now ", Tone.DIM)
     whole = sum(sizes)
     if not whole:
@@ -63,6 +56,17 @@ def lately(names: Sequence[str], history: History, buckets: int, width: int) -> 
         words += [Span(f"  {character}", tone), Span(f" {name} ", Tone.DIM), Span(cells.percentage(size / whole), tone)]
     room = min(width - spans_width((label, *words)), _WIDEST_BAR)
     return (label, *(_bar(tuple(sizes), room) if room >= _LEAST_BAR else ()), *words)
+
+
+def _shares_of(buckets: Iterable[Bucket | None]) -> list[int]:
+    """Of one worker: one that goes on from prompts of others loads what it doesn't count as its prompts."""
+    there = [bucket for bucket in buckets if bucket is not None]
+    return shares(
+        sum(bucket.prompt_tokens for bucket in there),
+        sum(bucket.cached_tokens for bucket in there),
+        sum(bucket.host_tokens for bucket in there),
+        sum(bucket.disk_tokens for bucket in there),
+    )
 
 
 def shares(prompt: int, cached: int, host: int, disk: int) -> list[int]:

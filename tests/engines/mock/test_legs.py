@@ -98,6 +98,7 @@ def test_two_legs_say_what_one_says_and_the_second_computes_nothing_of_the_promp
         assert last.finish == "length"
         figures = decode.figures(lambda figures: figures.taken_over == 1)
         assert (figures.role, figures.computed_prompt_tokens) == ("decode", 0)
+        assert (figures.prompt_tokens, figures.cached_tokens) == (0, 0), "which are the prefill worker's"
         while index.blocks.issuperset(short_hashes(chain)) is False:
             message = router.receive()
             assert message is not None

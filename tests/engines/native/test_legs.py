@@ -103,7 +103,7 @@ def test_two_legs_say_what_one_would(tiny_model: Path, store: Store, settings: d
             assert (prefilling.computed_prompt_tokens, decoding.computed_prompt_tokens) == (total, 0)
             assert (prefilling.handed_over, prefilling.transfers_failed) == (len(asked), 0)
             assert (decoding.taken_over, decoding.transfers_failed) == (len(asked), 0)
-            assert (decoding.prompt_tokens, decoding.cached_tokens) == (total, total)
+            assert (prefilling.prompt_tokens, decoding.prompt_tokens, decoding.cached_tokens) == (total, 0, 0)
             assert prefilling.handover_seconds > 0
             assert prefilling.busy_s > 0
             assert prefilling.kv_blocks_used == decoding.kv_blocks_used == 0
