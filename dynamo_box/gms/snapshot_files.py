@@ -42,7 +42,7 @@ from pathlib import Path
 import crc32c
 import msgspec
 
-from dynamo_box.gms.copying import Make, MoveFailed, check_stop, destinations, never
+from dynamo_box.gms.copying import Make, MoveFailed, OutOfMemory, check_stop, destinations, never
 from dynamo_box.protocol.gms import Allocation, Entry, EpochRecord
 
 SHARD_BYTES = 1 << 30
@@ -446,12 +446,19 @@ def _regular_file(folder: int, directory: Path, name: str) -> Iterator[tuple[int
     except FileNotFoundError as error:
         raise SnapshotDamaged(path, "is missing") from error
     except OSError as error:
-        raise SnapshotDamaged(path, f"can't be opened: {error}") from error
+        raise _not_opened(path, error) from error
     with _closing(descriptor):
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode) or info.st_uid != os.geteuid():
             raise SnapshotDamaged(path, "is not a file of this user")
         yield descriptor, info.st_size
+
+
+def _not_opened(path: Path, error: OSError) -> MoveFailed:
+    """What this process or the machine lacks says nothing against the snapshot: it can be had later."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return OutOfMemory(f"snapshot {path} can't be opened now: {error}")
+    return SnapshotDamaged(path, f"can't be opened: {error}")
 
 
 @contextmanager
@@ -463,7 +470,7 @@ def _opened(directory: Path) -> Iterator[int]:
         except FileNotFoundError as error:
             raise SnapshotDamaged(directory, "is missing") from error
         except OSError as error:
-            raise SnapshotDamaged(directory, f"can't be opened: {error}") from error
+            raise _not_opened(directory, error) from error
         info = os.fstat(folder)
         if info.st_uid != os.geteuid() or info.st_mode & 0o022:
             raise SnapshotDamaged(directory, "is not this user's alone to write")
