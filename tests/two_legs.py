@@ -127,7 +127,7 @@ def held(box: Box) -> dict[str, Any]:
 
 
 def nothing_is_held(box: Box, deadline_s: float = 90.0) -> None:
-    """What was handed over and then not wanted is held for 30 s, so this may take as long."""
+    """What was handed over is held until its time is up if there was nobody to say that nobody wants it any more."""
     box.wait_ready()
     latest: dict[str, Any] = {}
 

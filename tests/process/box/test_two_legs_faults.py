@@ -237,10 +237,12 @@ def in_phase(box: Box, phase: str) -> int:
 
 def test_clients_leave_at_each_point_of_the_way(scene: Scene) -> None:
     box = scene.box
-    with stopped(box, PREFILL):
-        leaver = Ask(box, scene.body("leaves before the prompt is computed"))
-        eventually(lambda: in_phase(box, "prefill"), "it is on its way to its worker")
-        leaver.close()
+    for process, phase in (("router", "routing"), (PREFILL, "prefill")):
+        with stopped(box, process):
+            leaver = Ask(box, scene.body(f"leaves in {phase}"))
+            eventually(lambda phase=phase: in_phase(box, phase) == 1, f"it is in {phase}")
+            leaver.close()
+            eventually(lambda: not figures(box, "frontend")["active"], "the frontend knows")
     for process, point in ((STORE, "in the hand-over"), (DECODE, "before it is taken over")):
         with stopped(box, process):
             for leaver in scene.pair(f"leaves {point}"):
