@@ -45,6 +45,8 @@ class Advice:
     setting: str = ""
     needed: bool = False
     """Whether something is wrong, be there help or not."""
+    relieves: str = ""
+    """The role that gets more workers, or less work."""
 
     @property
     def command(self) -> str:
@@ -97,7 +99,9 @@ def _more_prefill(
             f"with {idlest.name} as prefill, {len(prefill) + 1} workers share the prompts, "
             f"and the {len(decode) - 1} left to decode would be busy {decode_after:.0%} of the time"
         )
-        return Advice(load.model, "flip", (*reasons, effect), worker=idlest.name, role=PREFILL, needed=True)
+        return Advice(
+            load.model, "flip", (*reasons, effect), worker=idlest.name, role=PREFILL, needed=True, relieves=PREFILL
+        )
     if _mean(decode) < SPARE:
         return _threshold(load, reasons, up=True)
     why = "decode has nothing to give: more workers, or less load, would help"
@@ -114,7 +118,9 @@ def _more_decode(
             f"with {idlest.name} as decode, {len(decode) + 1} workers share the answers, "
             f"and the {len(prefill) - 1} left to prefill would be busy {prefill_after:.0%} of the time"
         )
-        return Advice(load.model, "flip", (*reasons, effect), worker=idlest.name, role=DECODE, needed=True)
+        return Advice(
+            load.model, "flip", (*reasons, effect), worker=idlest.name, role=DECODE, needed=True, relieves=DECODE
+        )
     if load.disagg.policy == "conditional" and _mean(prefill) < SPARE:
         return _threshold(load, reasons, up=False)
     why = "prefill has no worker to give: more workers, or less load, would help"
@@ -127,8 +133,11 @@ def _threshold(load: ModelLoad, reasons: tuple[str, ...], *, up: bool) -> Advice
     if up and load.disagg.policy != "conditional":
         setting = f"conditional:min_uncached_tokens={now}"
         effect = f"prompts with fewer than {now} uncached tokens would be computed by decode workers, which have time"
-        return Advice(load.model, "threshold", (*reasons, effect), setting=setting, needed=True)
-    then = min(now * 2, HIGHEST_THRESHOLD) if up else max(now // 2, LEAST_THRESHOLD)
+        return Advice(load.model, "threshold", (*reasons, effect), setting=setting, needed=True, relieves=PREFILL)
+    if up:
+        then = max(now, min(max(now * 2, LEAST_THRESHOLD), HIGHEST_THRESHOLD))
+    else:
+        then = min(now, max(now // 2, LEAST_THRESHOLD))
     if then == now:
         why = f"the threshold of {now} tokens is at its end"
         return Advice(load.model, "none", (*reasons, why), needed=True)
@@ -136,9 +145,9 @@ def _threshold(load: ModelLoad, reasons: tuple[str, ...], *, up: bool) -> Advice
     effect = (
         f"prompts of {min(now, then)} to {max(now, then)} uncached tokens would go to {who} workers, which have time"
     )
-    return Advice(
-        load.model, "threshold", (*reasons, effect), setting=f"conditional:min_uncached_tokens={then}", needed=True
-    )
+    setting = f"conditional:min_uncached_tokens={then}"
+    relieves = PREFILL if up else DECODE
+    return Advice(load.model, "threshold", (*reasons, effect), setting=setting, needed=True, relieves=relieves)
 
 
 def _one_role(load: ModelLoad, both: tuple[WorkerLoad, ...], late_first: str, late_next: str, measured: str) -> Advice:
@@ -154,7 +163,9 @@ def _one_role(load: ModelLoad, both: tuple[WorkerLoad, ...], late_first: str, la
         f"prompts and answers share every worker; with {first.name} for prompts, long ones would no longer hold up "
         f"answers (then `dynbox role {second.name} decode`)"
     )
-    return Advice(load.model, "flip", (*late, measured, effect), worker=first.name, role=PREFILL, needed=True)
+    return Advice(
+        load.model, "flip", (*late, measured, effect), worker=first.name, role=PREFILL, needed=True, relieves=DECODE
+    )
 
 
 def _late(what: str, measured_s: float | None, target_s: float | None) -> str:

@@ -49,7 +49,5 @@ class Steady:
 
 
 def _reverses(advice: Advice, last: Advice | None) -> bool:
-    """Does it take the other direction?"""
-    if last is None or advice.kind != last.kind or advice.model != last.model:
-        return False
-    return advice.role != last.role if advice.kind == "flip" else advice.setting != last.setting
+    """Does it take back what the last one gave?"""
+    return last is not None and advice.relieves != last.relieves

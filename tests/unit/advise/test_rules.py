@@ -33,6 +33,8 @@ def load(
 
 BUSY_PREFILL = (worker("p0", PREFILL, 0.98), worker("d0", DECODE, 0.3), worker("d1", DECODE, 0.2))
 BUSY_DECODE = (worker("p0", PREFILL, 0.3), worker("p1", PREFILL, 0.1), worker("d0", DECODE, 0.97))
+LONE_BUSY_PREFILL = (worker("p0", PREFILL, 0.98), worker("d0", DECODE, 0.2))
+LONE_BUSY_DECODE = (worker("p0", PREFILL, 0.1), worker("d0", DECODE, 0.95))
 
 
 def test_late_first_tokens_turn_the_idlest_decode_worker() -> None:
@@ -48,17 +50,28 @@ def test_late_tokens_turn_the_idlest_prefill_worker() -> None:
 
 
 def test_the_last_worker_of_a_role_stays_and_a_threshold_moves() -> None:
-    lone = (worker("p0", PREFILL, 0.98), worker("d0", DECODE, 0.2))
+    lone = LONE_BUSY_PREFILL
     advice = advise(load(*lone, ttft_s=0.9))
     assert (advice.kind, advice.setting) == ("threshold", "conditional:min_uncached_tokens=2048")
     at = Disagg(policy="conditional", min_uncached_tokens=2048)
     assert advise(load(*lone, ttft_s=0.9, disagg=at)).setting == "conditional:min_uncached_tokens=4096"
-    other = (worker("p0", PREFILL, 0.1), worker("d0", DECODE, 0.95))
-    assert advise(load(*other, itl_s=0.2, disagg=at)).setting == "conditional:min_uncached_tokens=1024"
+    assert advise(load(*LONE_BUSY_DECODE, itl_s=0.2, disagg=at)).setting == "conditional:min_uncached_tokens=1024"
     end = Disagg(policy="conditional", min_uncached_tokens=65_536)
     advice = advise(load(*lone, ttft_s=0.9, disagg=end))
     assert advice.kind == "none"
     assert advice.needed
+
+
+@pytest.mark.parametrize(
+    ("now", "higher", "lower"), [(0, 64, 0), (32, 64, 32), (64, 128, 64), (90_000, 90_000, 45_000)]
+)
+def test_a_threshold_outside_of_what_is_advised_never_moves_the_wrong_way(now: int, higher: int, lower: int) -> None:
+    at = Disagg(policy="conditional", min_uncached_tokens=now)
+    for advice, then in (
+        (advise(load(*LONE_BUSY_PREFILL, ttft_s=0.9, disagg=at)), higher),
+        (advise(load(*LONE_BUSY_DECODE, itl_s=0.2, disagg=at)), lower),
+    ):
+        assert advice.setting == (f"conditional:min_uncached_tokens={then}" if then != now else "")
 
 
 def test_a_flip_that_would_only_move_the_queue_is_not_advised() -> None:
@@ -124,8 +137,8 @@ def test_advice_is_whole_and_never_takes_the_last_of_a_role(
     assert bool(advice.command) == (advice.kind != "none")
 
 
-FLIP = Advice("m", "flip", ("why",), worker="d1", role=PREFILL)
-BACK = Advice("m", "flip", ("why",), worker="d1", role=DECODE)
+FLIP = Advice("m", "flip", ("why",), worker="d1", role=PREFILL, relieves=PREFILL)
+BACK = Advice("m", "flip", ("why",), worker="d1", role=DECODE, relieves=DECODE)
 NOTHING = Advice("m", "none", ("nothing is late",))
 
 
@@ -160,7 +173,27 @@ def test_the_opposite_of_the_last_change_waits_longer() -> None:
     _, act, _ = state.look(BACK, 301.0)
     assert act
     again = Steady(done=FLIP, done_at=0.0)
-    more = Advice("m", "flip", ("why",), worker="d2", role=PREFILL)
+    more = Advice("m", "flip", ("why",), worker="d2", role=PREFILL, relieves=PREFILL)
     again, _, _ = again.look(more, 40.0)
     again, act, _ = again.look(more, 71.0)
     assert act
+
+
+def test_one_threshold_further_the_same_way_is_no_reverse() -> None:
+    """Doubled again, because the first time was not enough."""
+    settings = [Disagg(policy="conditional", min_uncached_tokens=tokens) for tokens in (256, 512)]
+    first, further = (advise(load(*LONE_BUSY_PREFILL, ttft_s=5.0, disagg=disagg)) for disagg in settings)
+    assert (first.kind, further.kind) == ("threshold", "threshold")
+    state, act, _ = Steady(done=first, done_at=0.0).look(further, 40.0)
+    assert not act
+    _, act, why = state.look(further, 71.0)
+    assert act, why
+
+
+def test_a_threshold_that_takes_back_what_a_flip_gave_waits_longer() -> None:
+    lower = advise(load(*LONE_BUSY_DECODE, itl_s=0.5, disagg=Disagg(policy="conditional", min_uncached_tokens=512)))
+    assert lower.kind == "threshold"
+    state, _, _ = Steady(done=FLIP, done_at=0.0).look(lower, 40.0)
+    _, act, why = state.look(lower, 120.0)
+    assert not act
+    assert "after 300 s" in why
