@@ -10,7 +10,7 @@ import pytest
 from fake_store import GARBAGE
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_tiering import BLOCK, Box
+from pretended_box import BLOCK, Box, Sizes, sizes
 
 from dynamo_box.kv.client.jobs import Fetch, Keep, Kept, Offer, Offered, Seek
 from dynamo_box.protocol.request import PriorityRange, Transfer
@@ -75,21 +75,13 @@ arrivals = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    arrivals=arrivals,
-    blocks=st.integers(8, 20),
-    batch=st.integers(1, 5),
-    extra=st.integers(0, 20),
-    pinned=st.integers(1, 32),
-    min_priority=st.integers(0, 60),
-    seed=st.integers(0, 1000),
-)
+@given(arrivals=arrivals, sizes=sizes, seed=st.integers(0, 1000))
 def test_whatever_happens_each_block_has_its_content_and_nothing_is_left_held(
-    arrivals: list[Arrival], blocks: int, batch: int, extra: int, pinned: int, min_priority: int, seed: int
+    arrivals: list[Arrival], sizes: Sizes, seed: int
 ) -> None:
     """Answers come when they like, copies fail, the store forgets blocks, comes and goes."""
     rng = random.Random(seed)
-    box = Box(blocks, batch, batch + extra, pinned_blocks=pinned, min_priority=min_priority)
+    box = sizes.box()
     coming, going_on, cancels, step = list(arrivals), dict[int, list[Any]](), dict[int, list[Sequence]](), 0
     prefills: list[tuple[Arrival, Sequence]] = []
     decodes: list[Sequence] = []
