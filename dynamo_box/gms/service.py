@@ -82,18 +82,13 @@ class GmsService:
     async def command(self, message: status.ParentMessage) -> None:
         match message:
             case status.Move():
-                self._life.send(await self._move(message))
+                self._life.send(await self._server.move(message))
             case status.Set():
                 self._life.send(status.Answer(message.id, error=f"weight memory has no setting {message.key!r}"))
             case status.CancelRequest():
                 self._life.send(status.Answer(message.id, error="weight memory runs no requests; the frontend does"))
             case _:
                 log.warning("a message that is for another kind of process", message=type(message).__name__)
-
-    async def _move(self, message: status.Move) -> status.Moved:
-        moved = await self._server.move(message.layout, message.place)
-        self._on_change()
-        return status.Moved(message.id, moved.error, moved.lost, moved.bytes, moved.phases, moved.holders)
 
     async def drain(self, deadline_s: float, life: Life) -> None:
         """Those who write, and layouts on their way, may finish. Readers need nobody to finish for."""
