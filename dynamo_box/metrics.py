@@ -57,6 +57,9 @@ class FrontendMetrics:
         self.migrations = counter("frontend_model_migration", "Requests placed again on another worker")
         self.rejections = counter("frontend_model_rejection", "Requests turned away for load")
 
+        self.simulated = Gauge(
+            "dynbox_simulated", "1 if devices, speeds and KV of this box are simulated", registry=registry
+        )
         self.residencies: tuple[Residency, ...] = ()
         """Where every model is, as the supervisor last said."""
         registry.register(_Residencies(self))

@@ -10,6 +10,7 @@ import typer
 
 from dynamo_box import wording
 from dynamo_box.cli import complete, output, render, stderr
+from dynamo_box.cli.model_words import SIMULATED
 from dynamo_box.cli.tier_words import KVSTORE, store_of, tier_troubles, tiers_of, workers_of
 from dynamo_box.control.client import ControlClient
 from dynamo_box.errors import ExitCode, NotRunning
@@ -96,6 +97,8 @@ def show(snapshot: BoxSnapshot, *, as_json: bool) -> None:
     elif store is None:
         stderr.say(f"profile {snapshot.box.profile} has no KV tiers; see `dynbox help kv` for how to have some")
     else:
+        if snapshot.simulated:
+            output.text(SIMULATED)
         output.table("\n\n".join(part for part in (_store_text(store), _workers_text(workers)) if part))
 
 
@@ -120,8 +123,11 @@ def _store_text(store: ProcessInfo) -> str:
     if not isinstance(figures, KvStoreFigures):
         return f"{store.name}  {store.state}  says nothing of its tiers"
     words = [store.name, store.state]
+    if figures.simulated:
+        words.append("simulated: no bytes, and no files")
     if figures.disk.state != "off":
-        words.append(f"{figures.directory}, admits {figures.admission.replace('_', ' ')}")
+        where = f"{figures.directory}, " if figures.directory else ""
+        words.append(f"{where}admits {figures.admission.replace('_', ' ')}")
     words.append(f"{figures.connections} connected")
     words.append(f"{figures.leases} leases")
     if figures.indexing:

@@ -43,6 +43,7 @@ class Serving:
         self.stats = Stats()
         self.tier_metrics = TierMetrics({model.name: model.block_size for model in spec.models})
         self.stats.metrics.registry.register(self.tier_metrics)
+        self.stats.metrics.simulated.set(spec.simulated)
         self.requests = Requests(
             self.stats,
             max_live=spec.max_queue,

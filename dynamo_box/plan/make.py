@@ -24,7 +24,7 @@ from dynamo_box.plan.budget import (
     sleeping_bytes,
     weights_in_host,
 )
-from dynamo_box.plan.cores import CoreShare, share_among
+from dynamo_box.plan.cores import CoreShare, share_among, too_many
 from dynamo_box.plan.memory import (
     FRONTEND_BYTES,
     GMS_BYTES,
@@ -143,7 +143,7 @@ def _plan(
     host_need += len(gms_devices) * (GMS_BYTES + GUARD_BYTES)
     tiers = tier_plan(profile, memories, tiers_directory, variables)
     host_need += sum(item.bytes for item in host_bytes(tiers))
-    division = _divide(profile, hardware, memories, policies, used, host_need, tiers.tiers.host if tiers else 0)
+    division = _divide(profile, hardware, memories, policies, used, host_need, tiers.host_bytes if tiers else 0)
     reasons += division.reasons
     reasons += tier_reasons(profile, memories, variables)
     reasons += no_way_over(profile, wanted)
@@ -352,7 +352,7 @@ def _warnings(profile: Profile, hardware: Hardware, placed: list[Placed], comput
     """`computing` workers are awake at once, at most."""
     found: list[str] = []
     if computing > hardware.cpu.parallel:
-        found.append(f"{computing} workers share {hardware.cpu.parallel} cores: they will slow each other down")
+        found.append(too_many(computing, hardware.cpu.parallel))
     if profile.simulate:
         found.append("simulated devices: speeds are a timing model's, and answers are not a model's")
     for worker in placed:

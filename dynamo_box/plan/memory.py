@@ -66,6 +66,12 @@ class WorkerMemory:
     kv_least: int
     kv_counts: bool = True
     dtype: str = ""
+    whole_block_arithmetic: str = ""
+
+    @property
+    def whole_block(self) -> int:
+        """Bytes of a block on all of its devices."""
+        return self.block * max(1, len(self.worker.devices))
 
     @property
     def kv_default(self) -> int:
@@ -176,6 +182,7 @@ def _native(worker: Placed) -> WorkerMemory:
         kv=None,
         kv_least=block,
         dtype=dtype,
+        whole_block_arithmetic=block_arithmetic,
     )
 
 
@@ -199,6 +206,7 @@ def _mock(worker: Placed) -> WorkerMemory:
         kv=None,
         kv_least=0,
         kv_counts=worker.simulated,
+        whole_block_arithmetic=f"{worker.model.block_size} tokens × {token} B, modelled",
     )
 
 

@@ -17,7 +17,7 @@ from dynamo_box.plan.memory import (
     sharer,
 )
 from dynamo_box.plan.placement import CPU, Placed
-from dynamo_box.plan.tiers import KVSTORE, TIERED_ENGINES, TierPlan
+from dynamo_box.plan.tiers import KVSTORE, TierPlan
 from dynamo_box.plan.types import ProcessPlan
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.protocol.spec import Disagg, FrontendSpec, GmsSpec, ModelSpec, Offload, RouterSpec, WorkerSpec
@@ -150,7 +150,7 @@ def worker_processes(
             shares.get(memory.worker.name, CoreShare(1)),
             sharer(memory, memories[:index]),
             specs[memory.worker.model.name],
-            tiers if memory.worker.model.engine in TIERED_ENGINES else None,
+            tiers if tiers and memory.worker.model.engine in tiers.engines else None,
             run_dir,
         )
         for index, memory in enumerate(memories)

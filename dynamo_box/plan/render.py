@@ -121,8 +121,8 @@ def tier_lines(plan: Plan) -> list[str]:
 
     parts = [f"{format_size(store.host_bytes)} of host memory {said('memory.tiers.host')}"]
     if store.disk_bytes:
-        where = f"in {store.directory} {said('memory.tiers.directory')}"
-        parts.append(f"{format_size(store.disk_bytes)} on disk {said('memory.tiers.disk')} {where}")
+        where = f" in {store.directory} {said('memory.tiers.directory')}" if store.directory else ""
+        parts.append(f"{format_size(store.disk_bytes)} on disk {said('memory.tiers.disk')}{where}")
         if store.disk_admission != "always":
             parts.append(f"to disk at the second hit {said('kv.disk_admission')}")
     else:
@@ -130,7 +130,8 @@ def tier_lines(plan: Plan) -> list[str]:
     priorities = {one.spec.offload.min_priority for one in plan.processes if isinstance(one.spec, WorkerSpec)}
     if threshold := max(priorities, default=0):
         parts.append(f"blocks of priority {threshold} and above {said('kv.offload.min_priority')}")
-    return [f"KV tiers: {', '.join(parts)}"]
+    which = "simulated KV tiers" if store.rehearsal else "KV tiers"
+    return [f"{which}: {', '.join(parts)}"]
 
 
 def _when(policy: ModelPolicy) -> str:

@@ -53,11 +53,9 @@ def simulated(profile: Profile, devices: tuple[SimulatedDevices, ...], stored: M
     its tokenizer, other models of the catalogue borrow one.
     """
     from dynamo_box.profile.schema import Simulate
-    from dynamo_box.profile.tiers import KvSettings
 
     changes: dict[str, object] = {
         "simulate": Simulate(devices=devices),
-        "kv": KvSettings(),
         "topologies": tuple(
             topology.model_copy(update={"workers": _on_gpus(topology.workers)}) for topology in profile.topologies
         ),

@@ -34,6 +34,15 @@ def absolute_directory(value: str) -> str:
     return str(path)
 
 
+class SimulatedDisk(Section):
+    """What the disk of a rehearsal does: one NVMe drive with PCIe 4.0 for servers, as Samsung announced its PM9A3 (U.2)
+    in May 2020.
+    """
+
+    read_bytes_per_s: float = Field(default=6.5e9, gt=0, allow_inf_nan=False)
+    write_bytes_per_s: float = Field(default=3.5e9, gt=0, allow_inf_nan=False)
+
+
 class Tiers(Section):
     """KV tiers below the engine's own pool."""
 
@@ -41,6 +50,9 @@ class Tiers(Section):
     disk: Size = Field(default=0, description="KV in files, which outlive the box. 0: none.")
     directory: Annotated[str, AfterValidator(absolute_directory)] | None = Field(
         default=None, max_length=4096, description="Where the files lie. Default: `kv` in the box's cache directory."
+    )
+    simulated: SimulatedDisk = Field(
+        default=SimulatedDisk(), description="The disk in a rehearsal, where nothing is written."
     )
 
     @model_validator(mode="after")

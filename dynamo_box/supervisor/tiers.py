@@ -61,9 +61,9 @@ class TierNews:
 
 
 def disk_directories(plan: Plan) -> dict[str, Path]:
-    """Where the disk tier of a plan lies, by purpose; empty without one."""
+    """Where the disk tier of a plan lies, by purpose; empty without one, and in a rehearsal, which takes no disk."""
     for process in plan.processes:
-        if isinstance(process.spec, KvStoreSpec) and process.spec.disk_bytes:
+        if isinstance(process.spec, KvStoreSpec) and process.spec.disk_bytes and process.spec.rehearsal is None:
             return {DISK_PURPOSE: Path(process.spec.directory)}
     return {}
 

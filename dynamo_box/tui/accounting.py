@@ -78,8 +78,9 @@ def places(snapshot: BoxSnapshot) -> tuple[Place, ...]:
     with_snapshots = _disk_of_snapshots(snapshot.disks)
     on_disk = sum(max(each.layout.disk_bytes, 0) for each in layouts.held(snapshot))
     store = tiers.store_of(snapshot)
-    with_tier = None if store is None else tiers.disk_of(snapshot.disks, store.figures.directory)
-    in_files = 0 if store is None else store.figures.disk.used_bytes
+    there = store is not None and not store.figures.simulated
+    with_tier = tiers.disk_of(snapshot.disks, store.figures.directory) if store is not None and there else None
+    in_files = store.figures.disk.used_bytes if store is not None and there else 0
     found.extend(
         _disk(disk, on_disk if disk is with_snapshots else 0, in_files if disk is with_tier else 0)
         for disk in snapshot.disks
@@ -255,8 +256,9 @@ def _holding(process: ProcessInfo, index: int, span: int) -> Holding:
 
 
 def _host_tier(process: ProcessInfo) -> int | None:
-    """What the store says that lies in its arenas; those who map them say nothing of it."""
-    return process.figures.host.used_bytes if isinstance(process.figures, KvStoreFigures) else None
+    """What the store says that lies in its arenas, in a rehearsal nothing; those who map them say nothing of it."""
+    figures = process.figures
+    return figures.host.used_bytes if isinstance(figures, KvStoreFigures) and not figures.simulated else None
 
 
 def _workers(held: list[Holding]) -> list[WorkerFigures]:

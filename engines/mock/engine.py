@@ -16,6 +16,7 @@ from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import (
     DISAGG,
     KV_EVENTS,
+    KV_TIERS,
     LATE_CANCEL,
     EngineError,
     EngineInfo,
@@ -28,11 +29,14 @@ from engines.contract import (
 from engines.log import get_logger
 from engines.mock.cache import BlockPool
 from engines.mock.faults import EventFault, Fault, RequestFault, StartFault, parse_annotations, parse_fault
+from engines.mock.handing import Direct, Way
 from engines.mock.harm import after_flush, die, with_wrong_hashes
 from engines.mock.legs import Legs
+from engines.mock.onboarding import Loaded
 from engines.mock.options import MockOptions, parse_options, pool_blocks
 from engines.mock.scheduler import Scheduler
 from engines.mock.sequence import MockSequence, Work
+from engines.mock.tiering import Tiering
 from engines.mock.timing import Pace, step_seconds
 from engines.mock.tokens import ordinary_tokens
 
@@ -44,7 +48,7 @@ log = get_logger()
 
 
 class MockEngine:
-    """See `engines.contract.Engine`, and `tamper` in `engines.shell_events.TampersWithEvents`."""
+    """See `engines.contract.Engine` and `HandsOver`, and `tamper` in `engines.shell_events.TampersWithEvents`."""
 
     def __init__(self) -> None:
         self._wake = asyncio.Event()
@@ -55,6 +59,8 @@ class MockEngine:
         self._prompt_tokens = self._cached_tokens = self._output_tokens = self._computed_prompt_tokens = 0
         self._busy_s = 0.0
         self._requests = self._steps = 0
+        self._tiering: Tiering | None = None
+        self._way: Way
         self._rate, self._rate_at, self._rate_tokens = 0.0, 0.0, 0
 
     async def start(self, spec: WorkerSpec, sink: Sink, progress: ReportProgress) -> EngineInfo:
@@ -74,8 +80,10 @@ class MockEngine:
         for done in range(1, START_STEPS + 1 if options.startup_s else 1):
             await asyncio.sleep(options.startup_s / START_STEPS)
             progress("pretending to load", done, START_STEPS, "steps")
-        self._options, self._sink = options, sink
+        self._options, self._sink, self._block_size = options, sink, spec.model.block_size
         self._pool = BlockPool(blocks)
+        if spec.kvstore:
+            self._tiering = Tiering(spec, options, KV_DTYPE, self._pool, self._loaded, self._wake.set)
         self._scheduler = Scheduler(
             self._pool,
             block_size=spec.model.block_size,
@@ -84,17 +92,26 @@ class MockEngine:
             chunk_tokens=options.chunk_tokens,
             ordinary=ordinary,
             stop_after=options.stop_after,
+            tiers=self._tiering,
         )
-        self._legs = Legs(options, self._scheduler, sink, self._wake.set, spec.model.block_size)
+        self._way = Direct(options, spec.model.block_size) if self._tiering is None else self._tiering.way
+        self._legs = Legs(self._way, self._scheduler, sink, self._wake.set, spec.model.block_size)
         self._loop = asyncio.get_running_loop()
         self._loop_task = self._loop.create_task(self._run())
         self._loop_task.add_done_callback(self._loop_ended)
+        if self._tiering is not None:
+            self._tiering.start()
         return EngineInfo(
             block_size=spec.model.block_size,
             kv_blocks_total=blocks,
             kv_dtype=KV_DTYPE,
             context_length=spec.model.context_length,
-            capabilities=(KV_EVENTS, DISAGG, *((LATE_CANCEL,) if options.late_cancel else ())),
+            capabilities=(
+                KV_EVENTS,
+                DISAGG,
+                *((KV_TIERS,) if self._tiering is not None else ()),
+                *((LATE_CANCEL,) if options.late_cancel else ()),
+            ),
             versions={"mock": __version__},
         )
 
@@ -126,6 +143,9 @@ class MockEngine:
         self._scheduler.cancel(key)
         self._wake.set()
 
+    def give_up(self, key: bytes) -> None:
+        self._way.give_up(key)
+
     def cached_blocks(self) -> list[bytes]:
         return self._pool.cached()
 
@@ -148,6 +168,7 @@ class MockEngine:
             taken_over=self._legs.taken_over,
             handover_seconds=self._legs.handover_seconds,
             transfers_failed=self._legs.failed,
+            tiers=self._tiering.figures if self._tiering is not None else None,
         )
 
     def set_option(self, key: str, value: str) -> str:
@@ -168,7 +189,9 @@ class MockEngine:
             self._loop_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._loop_task
-            self._legs.close()
+            self._way.close()
+            if self._tiering is not None:
+                await self._tiering.close()
 
     def tamper(self, event: KvEvent) -> object | None:
         """The event as the faults in force would have it sent."""
@@ -186,6 +209,8 @@ class MockEngine:
         pace = Pace()
         while True:
             work = self._scheduler.plan()
+            if self._tiering is not None:
+                self._tiering.evicted(work.evicted)
             if work.ended or work.evicted:
                 self._sink.step(work.ended, work.removed)
                 for output in work.ended:
@@ -209,6 +234,12 @@ class MockEngine:
                 self._legs.hand_over(sequence)
             if self._dying:
                 self._carry_out(outputs)
+
+    def _loaded(self, loaded: Loaded) -> None:
+        """The KV of the first blocks of a prompt has come from the tiers, or as much of it as was to be had."""
+        if stored := self._scheduler.arrived(loaded.sequence, loaded.blocks * self._block_size):
+            self._sink.step((), stored)
+        self._wake.set()
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -5,6 +5,7 @@ left of its context to compute yields a token, which is then the one token to co
 they are needed; when there is none, the sequence that came last gives back its own, waits, and later computes
 its context again.
 
+With KV tiers a sequence may have to wait for them: for a lookup before it is admitted, then for blocks that are loaded.
 A decode leg gets all its blocks at once and then waits for its KV, which somebody else has copied in and tells of
 (`arrived`); a prefill leg that has got its token keeps its blocks until they have been copied away (`handed_over`).
 Neither gives way to others.
@@ -13,12 +14,34 @@ Neither gives way to others.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
 
-from dynamo_box.kv.hashing import chain_digests
-from dynamo_box.protocol.request import FinishReason, Transfer, pack_tokens
+from dynamo_box.protocol.request import FinishReason, Transfer
 from engines.contract import Output, SequenceRequest, StoredBlocks
 from engines.mock.cache import BlockPool
 from engines.mock.sequence import MockSequence, Work
+
+
+class Tiers(Protocol):
+    """What the KV tiers have to say, and are told. A sequence's `digests` are those that it has."""
+
+    def look_ahead(self, waiting: Iterable[MockSequence]) -> None:
+        """Those that wait, the next first."""
+
+    def may_admit(self, sequence: MockSequence) -> bool:
+        """False: not before something more is known of it."""
+
+    def to_load(self, sequence: MockSequence) -> int:
+        """Blocks after those that it has."""
+
+    def admitted(self, sequence: MockSequence, blocks: int) -> None:
+        """It has room for so many blocks: load them, and say when they are there (`Scheduler.arrived`)."""
+
+    def computed(self, sequence: MockSequence) -> None:
+        """It may have more full blocks."""
+
+    def ended(self, sequence: MockSequence) -> None: ...
 
 
 class Scheduler:
@@ -34,8 +57,10 @@ class Scheduler:
         chunk_tokens: int,
         ordinary: range,
         stop_after: int | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self.pool = pool
+        self._tiers = tiers
         self.longest = min(context_length, pool.total * block_size)
         self._block_size = block_size
         self._max_batch = max_batch
@@ -85,6 +110,8 @@ class Scheduler:
         """What the next step computes. Evictions and cancellations have happened when this returns."""
         work = Work(ended=[self._end(*ending) for ending in self._ending])
         self._ending.clear()
+        if self._tiers is not None:
+            self._tiers.look_ahead(self._waiting)
         budget = self._chunk_tokens
         index = 0
         while index < len(self._running):  # which gets shorter at its end when one has to give way
@@ -107,6 +134,8 @@ class Scheduler:
                 continue
             sequence.computed += tokens
             self._seal_full_blocks(sequence, stored)
+            if self._tiers is not None:
+                self._tiers.computed(sequence)
             if sequence.remaining == 0 and not sequence.silent:
                 outputs.append(self._produce(sequence))
                 if sequence.request.leg == "prefill" and outputs[-1].finish is None:
@@ -117,14 +146,18 @@ class Scheduler:
 
     # legs
 
-    def arrived(self, sequence: MockSequence) -> list[StoredBlocks]:
-        """The KV that a decode leg was waiting for is in its blocks, which became reusable. Nothing if the leg is about
-        to end.
+    def arrived(self, sequence: MockSequence, tokens: int) -> list[StoredBlocks]:
+        """The KV of the first `tokens` of one that waits for it is in its blocks, which became reusable. Nothing if it
+        is about to end.
         """
         stored: list[StoredBlocks] = []
         if sequence in self._arriving and not sequence.ending:
-            sequence.computed = sequence.cached_tokens = max(sequence.computed, sequence.arriving)
+            sequence.computed = max(sequence.computed, tokens)
+            if not sequence.produced:
+                sequence.cached_tokens = sequence.computed
             self._seal_full_blocks(sequence, stored)
+            if self._tiers is not None:
+                self._tiers.computed(sequence)
             self.compute_instead(sequence)
         return stored
 
@@ -153,7 +186,13 @@ class Scheduler:
             if budget <= 0 and not sequence.arriving:
                 return
             self._reuse_prefix(sequence)
-            tokens = sequence.remaining if sequence.arriving else min(budget, sequence.remaining)
+            if self._tiers is not None and not self._tiers.may_admit(sequence):
+                self._give_back(sequence)
+                return
+            loads = self._tiers.to_load(sequence) if self._tiers is not None and not sequence.arriving else 0
+            tokens = loads * self._block_size
+            if not loads:
+                tokens = sequence.remaining if sequence.arriving else min(budget, sequence.remaining)
             needed = self._blocks_missing(sequence, tokens)
             if needed > self.pool.available:
                 self._give_back(sequence)
@@ -161,9 +200,14 @@ class Scheduler:
             work.evicted += self.pool.open(needed)
             sequence.opened += needed
             self._waiting.popleft()
-            if sequence.arriving:
+            if sequence.arriving or loads:
                 self._arriving.append(sequence)
+            if sequence.arriving:
                 work.arriving.append(sequence)
+                continue
+            if self._tiers is not None:
+                self._tiers.admitted(sequence, loads)
+            if loads:
                 continue
             self._running.append(sequence)
             work.shares.append((sequence, tokens))
@@ -171,21 +215,13 @@ class Scheduler:
 
     def _reuse_prefix(self, sequence: MockSequence) -> None:
         """Hold the blocks that are cached, but compute at least the last token: its output is needed."""
-        digests = self._chain(sequence, len(sequence.context) - 1)
+        digests = sequence.digests_of(len(sequence.context) - 1, self._block_size)
         found = digests[: self.pool.match(digests)]
         self.pool.hold(found)
         sequence.digests = found
         sequence.computed = len(found) * self._block_size
         if not sequence.produced:
             sequence.cached_tokens = sequence.computed
-
-    def _chain(self, sequence: MockSequence, tokens: int) -> list[bytes]:
-        """The digests of the full blocks in the first `tokens` of a sequence, each computed once."""
-        size, chain = self._block_size, sequence.chain
-        if tokens // size > len(chain):
-            packed = pack_tokens(sequence.context[len(chain) * size : tokens])
-            chain += chain_digests(packed, size, sequence.request.isolation, chain[-1] if chain else b"")
-        return chain[: tokens // size]
 
     def _blocks_missing(self, sequence: MockSequence, tokens: int) -> int:
         needed = -(-(sequence.computed + tokens) // self._block_size)
@@ -217,7 +253,7 @@ class Scheduler:
         sealed = len(sequence.digests)
         if sequence.computed // self._block_size == sealed:
             return
-        sequence.digests = self._chain(sequence, sequence.computed)
+        sequence.digests = sequence.digests_of(sequence.computed, self._block_size)
         full = sequence.digests[sealed:]
         sequence.opened -= len(full)
         # A block is here only if its parent is: those that are new are the last ones.
@@ -250,6 +286,8 @@ class Scheduler:
             self._ending.append((sequence, finish, error))
 
     def _end(self, sequence: MockSequence, finish: FinishReason, error: str = "") -> Output:
+        if self._tiers is not None:
+            self._tiers.ended(sequence)
         del self._by_key[sequence.request.key]
         for place in (self._running, self._arriving, self._leaving, self._waiting):
             if sequence in place:

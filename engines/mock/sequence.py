@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
+from dynamo_box.kv.hashing import block_digest, chain_digests
 from dynamo_box.protocol.request import pack_tokens
 from engines.contract import Output, RemovedBlocks, SequenceRequest
 from engines.mock.faults import Point, RequestFaultKind
@@ -12,10 +13,21 @@ from engines.mock.timing import Step
 from engines.mock.tokens import TokenStream
 
 
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What the KV tiers have of a chain from its block `first` on, as in `Sought`."""
+
+    first: int
+    tiers: str = ""
+    lease: int = 0
+    priorities: tuple[int | None, ...] = ()
+
+
 class MockSequence:
     """`context` is the prompt and the output so far, `computed` how much of it has KV; `chain` names its full blocks
     as far as known, `digests` those that it holds, and `opened` counts the blocks beyond them. The first `arriving`
-    tokens' KV is on its way from another worker. It makes no token beyond `silent_after`, and `points` are where it
+    tokens' KV is on its way, from another worker or the KV tiers. What those have of it is `seeking` or in `lookup`;
+    `judged` of its blocks were judged for them. It makes no token beyond `silent_after`, and `points` are where it
     comes to harm. `ending`: the next plan ends it.
     """
 
@@ -27,12 +39,17 @@ class MockSequence:
         "context",
         "digests",
         "ending",
+        "judged",
         "limit",
+        "lookup",
+        "offload_over",
+        "offload_stopped",
         "opened",
         "points",
         "prompt_tokens",
         "request",
         "said_before",
+        "seeking",
         "silent_after",
         "stops",
         "stream",
@@ -54,9 +71,29 @@ class MockSequence:
         self.ending = False
         self.silent_after: int | None = None
         self.points: dict[Point, RequestFaultKind] = {}
-        self.arriving = request.transfer.tokens if request.transfer is not None else 0
+        self.arriving = request.transfer.tokens if request.transfer is not None and request.leg == "decode" else 0
+        self.seeking = self.offload_stopped = self.offload_over = False
+        self.lookup: Lookup | None = None
+        self.judged = 0
         self.said_before = 1 if request.leg == "decode" else 0
         """How many tokens of our prompt the client takes for output."""
+
+    def digests_of(self, tokens: int, block_size: int) -> list[bytes]:
+        """Of the full blocks in its first `tokens`, each computed once."""
+        chain = self.chain
+        if tokens // block_size > len(chain):
+            packed = pack_tokens(self.context[len(chain) * block_size : tokens])
+            chain += chain_digests(packed, block_size, self.request.isolation, chain[-1] if chain else b"")
+        return chain[: tokens // block_size]
+
+    def blocks_of(self, tokens: int, block_size: int) -> list[bytes]:
+        """As `digests_of`, with that of what is left over, if there is anything."""
+        digests, rest = self.digests_of(tokens, block_size), tokens % block_size
+        if rest:
+            parent = digests[-1] if digests else b""
+            packed = pack_tokens(self.context[tokens - rest : tokens])
+            digests.append(block_digest(parent, packed, self.request.isolation))
+        return digests
 
     @property
     def produced(self) -> int:

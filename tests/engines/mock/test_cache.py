@@ -254,7 +254,7 @@ class LegsAtRandom:
         elif self.failing and self.chance.random() < 0.3:
             self.engine.compute_instead(sequence)
         else:
-            self.told.add([], self.engine.arrived(sequence))
+            self.told.add([], self.engine.arrived(sequence, sequence.arriving))
         return True
 
     def run_out(self) -> None:

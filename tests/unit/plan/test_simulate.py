@@ -16,7 +16,7 @@ from dynamo_box.profile.catalogue import CATALOGUE
 from dynamo_box.profile.facts import ModelFacts
 from dynamo_box.profile.load import load_profile, load_text, shipped_profiles
 from dynamo_box.profile.schema import Profile
-from dynamo_box.protocol.spec import FrontendSpec, WorkerSpec
+from dynamo_box.protocol.spec import FrontendSpec, KvStoreSpec, RouterSpec, TierRehearsal, WorkerSpec
 
 GIB = 1 << 30
 LAPTOP = Hardware(cpu=CpuDevice("test", (0, 1), memory_total=8 * GIB, memory_available=8 * GIB))
@@ -102,7 +102,38 @@ def test_every_shipped_profile_can_be_rehearsed(name: str) -> None:
     assert all(spec.device.startswith("SIM-") for spec in workers(plan))
     (frontend,) = (process.spec for process in plan.processes if isinstance(process.spec, FrontendSpec))
     assert frontend.simulated
-    assert {process.kind for process in plan.processes} == {"router", "worker", "frontend"}
+    tiers = load_profile(name, {}).memory.tiers
+    kinds = {"router", "worker", "frontend", *(("kvstore",) if tiers.host else ())}
+    assert {process.kind for process in plan.processes} == kinds
+
+
+def test_tiers_that_are_rehearsed_take_nothing_of_this_machine() -> None:
+    plan = rehearsed("llama70b-disagg", "gpu=8x80GiB")
+    (process,) = (each for each in plan.processes if each.kind == "kvstore")
+    assert isinstance(process.spec, KvStoreSpec)
+    assert (process.spec.host_bytes, process.spec.disk_bytes) == (512 * GIB, 3584 * GIB)
+    assert (process.spec.directory, process.spec.rehearsal) == ("", TierRehearsal(6.5e9, 3.5e9))
+    assert {item.purpose: item.bytes for item in process.memory if item.purpose != "overhead"} == {"KV tier": 0}
+    blocks = 4096 * GIB // (32 * 327_680)
+    assert process.memory[-1].arithmetic == f"tables of {blocks:,} blocks at most × 512 B", "on all GPUs of a worker"
+    assert {spec.kvstore for spec in workers(plan)} == {"kvstore"}
+    (router,) = (each.spec for each in plan.processes if isinstance(each.spec, RouterSpec))
+    assert router.kvstore == "kvstore"
+    shown = "simulated KV tiers: 512 GiB of host memory (profile), 3.50 TiB on disk (profile)"
+    assert shown in plan_text(plan).splitlines()
+
+
+def test_what_a_profile_keeps_out_of_its_tiers_stays_out_in_a_rehearsal() -> None:
+    text = "model: {name: smollm2, engine: native}\nmemory: {tiers: {host: 1GiB}}\nkv: {offload: {min_priority: 40}}"
+    assert {spec.offload.min_priority for spec in workers(rehearsed(text, "gpu=1x24GiB"))} == {40}
+
+
+def test_a_simulated_host_tier_below_one_block_is_refused_with_the_arithmetic() -> None:
+    text = "model: {name: llama-3.3-70b-instruct, engine: vllm}\nmemory: {tiers: {host: 1MiB}}"
+    with pytest.raises(PlanRefused) as caught:
+        rehearsed(text.replace("vllm", "vllm, workers: {aggregated: {tensor_parallel: 4}}"), "gpu=4x80GiB")
+    (reason,) = caught.value.details
+    assert "too little for a block of llama-3.3-70b-instruct (5.00 MiB = 16 tokens × 327680 B, modelled)" in reason
 
 
 def test_a_box_that_is_real_says_nothing_of_the_kind() -> None:
