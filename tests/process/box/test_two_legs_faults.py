@@ -88,6 +88,15 @@ class Scene:
             assert next(ask.pieces())
         return asks[0], asks[1]
 
+    def placed(self, salt: str) -> tuple[Ask, Ask]:
+        """The same, on their way to the prefill worker: it must be stopped."""
+        asks = []
+        for number, policy in enumerate(("strict", "fallback"), 1):
+            self.policy(policy)
+            asks.append(Ask(self.box, self.body(f"{salt}, {policy}")))
+            eventually(lambda number=number: in_phase(self.box, "prefill") == number, "they have their places")
+        return asks[0], asks[1]
+
     def in_two_legs(self) -> None:
         """Return when everybody knows everybody, and nothing is held."""
         nothing_is_held(self.box)
@@ -124,6 +133,10 @@ def kill(box: Box, process: str) -> None:
         lambda: (now := box.process(process))["restarts"] > before["restarts"] and now["state"] == "ready",
         f"{process} is there again",
     )
+
+
+def in_phase(box: Box, phase: str) -> int:
+    return sum(each["phase"] == phase for each in figures(box, "frontend")["live"])
 
 
 def fails(ask: Ask, *says: str) -> None:
@@ -177,19 +190,24 @@ def flip_a_bit_of_each_header(box: Box) -> None:
 
 def test_a_death_before_the_first_token(scene: Scene) -> None:
     """`strict` waits for a prefill worker, `fallback` has it done in another role."""
-    box = scene.box
-    asks = []
-    with stopped(box, PREFILL):
-        for number, policy in enumerate(("strict", "fallback"), 1):
-            scene.policy(policy)
-            asks.append(Ask(box, scene.body(f"not yet computed, {policy}")))
-            eventually(lambda number=number: in_phase(box, "prefill") == number, "it is on its way to its worker")
+    with stopped(scene.box, PREFILL):
+        strict, fallback = scene.placed("not yet computed")
         scene.policy("strict")
-        kill(box, PREFILL)
-    strict, fallback = [ask.whole() for ask in asks]
-    assert (strict.said, strict.workers) == (scene.expected, (PREFILL, DECODE))
-    assert (fallback.said, fallback.workers) == (scene.expected, (None, DECODE))
+        kill(scene.box, PREFILL)
+    assert (strict.whole().said, strict.workers) == (scene.expected, (PREFILL, DECODE))
+    assert (fallback.whole().said, fallback.workers) == (scene.expected, (None, DECODE))
     scene.in_two_legs()
+
+
+def test_whoever_is_to_go_on_does_so_in_another_role_too(scene: Scene) -> None:
+    with ControlClient.connect(RunDir(scene.box.run_dir)) as client:
+        for role in ("aggregated", "decode"):
+            with stopped(scene.box, PREFILL):
+                asks = scene.placed(f"now {role}")
+                client.set_role(DECODE, role, drain_s=60, timeout_s=90)
+            for ask in asks:
+                assert (ask.whole().said, ask.workers) == (scene.expected, (PREFILL, DECODE))
+            scene.in_two_legs()
 
 
 @pytest.mark.parametrize(
@@ -229,10 +247,6 @@ def test_a_router_that_dies_between_the_legs_is_not_missed_and_a_frontend_takes_
         with pytest.raises(BrokenOff):
             ask.whole()
     scene.in_two_legs()
-
-
-def in_phase(box: Box, phase: str) -> int:
-    return sum(each["phase"] == phase for each in figures(box, "frontend")["live"])
 
 
 def test_clients_leave_at_each_point_of_the_way(scene: Scene) -> None:
