@@ -95,7 +95,9 @@ class DeviceFigures(msgspec.Struct, frozen=True):
 
 
 class DeviceInfo(msgspec.Struct, frozen=True):
-    """Planned bytes by purpose, and what the device says now; `figures` is None for one that has no driver."""
+    """Planned bytes by purpose, and what the device says now; `figures` is None for one that has no driver. `note` is
+    what is amiss with what runs there, for people.
+    """
 
     id: str
     name: str
@@ -103,6 +105,7 @@ class DeviceInfo(msgspec.Struct, frozen=True):
     memory_bytes: int | None
     planned_bytes: dict[str, int] = {}
     figures: DeviceFigures | None = None
+    note: str = ""
 
 
 class DiskInfo(msgspec.Struct, frozen=True):

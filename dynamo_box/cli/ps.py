@@ -81,6 +81,9 @@ def show(snapshot: BoxSnapshot) -> None:
     for process in snapshot.processes:
         if process.cause and process.state not in ("ready", "asleep"):
             output.text(f"{process.name}: {wording.printable(process.cause)}")
+    for device in snapshot.devices:
+        if device.note:
+            output.text(f"{device.id}: {device.note}")
     for trouble in tier_troubles(snapshot):
         output.text(trouble)
 

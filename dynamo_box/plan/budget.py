@@ -85,7 +85,8 @@ def device_plans(hardware: Hardware, capacity: Mapping[str, int]) -> tuple[Devic
                 device,
                 (hardware.cpu.name or "cpu") if device == CPU else "interpreters and libraries",
             )
-        plans.append(DevicePlan(device, name, kind, device_memory(hardware, device), size))
+        cores = hardware.cpu.parallel if kind == CPU else 0
+        plans.append(DevicePlan(device, name, kind, device_memory(hardware, device), size, cores))
     return tuple(plans)
 
 

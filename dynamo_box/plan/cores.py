@@ -7,10 +7,15 @@ wherever there is room.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from dynamo_box.hardware import CpuDevice
+from dynamo_box.plan.types import Plan, ProcessPlan
+from dynamo_box.protocol.spec import WorkerSpec
 
 
 class CoreShare(NamedTuple):
@@ -57,3 +62,37 @@ def share_cores(cpu: CpuDevice, workers: int) -> list[CoreShare]:
         shares.append(CoreShare(count, cpu.cores[start : start + count]))
         start += count
     return shares
+
+
+def with_emptiest_share(
+    clone: ProcessPlan, planned: Iterable[ProcessPlan], there: Iterable[ProcessPlan]
+) -> ProcessPlan:
+    """`clone` on the cores that were `planned` for a worker of its model and that the fewest of those `there` are on:
+    on those of one that is gone, if one is.
+    """
+    on = Counter(process.cores for process in there if process.model == clone.model)
+    shares = [clone, *(process for process in planned if process.cores)] if clone.cores else [clone]
+    share = min(shares, key=lambda process: on[process.cores])
+    assert isinstance(clone.spec, WorkerSpec)
+    spec = msgspec.structs.replace(clone.spec, threads=share.threads)
+    return msgspec.structs.replace(clone, spec=spec, cores=share.cores, threads=share.threads, env=share.env)
+
+
+def crowding(plan: Plan, there: Iterable[ProcessPlan], asleep: Collection[str]) -> str:
+    """What to say of the workers `there` that compute on the cpu at once, those of models `asleep` left out; "" if
+    they have a core for each thread.
+    """
+    cores = sum(device.cores for device in plan.devices)
+    computing = [process for process in there if _computes(process) and process.model not in asleep]
+    crowded = cores and sum(process.threads for process in computing) > cores
+    return too_many(len(computing), cores) if crowded else ""
+
+
+def too_many(workers: int, cores: int) -> str:
+    return f"{workers} workers share {cores} core{'s' if cores > 1 else ''}: they will slow each other down"
+
+
+def _computes(process: ProcessPlan) -> bool:
+    """As `plan.processes.computes_on_cpu`."""
+    spec = process.spec
+    return isinstance(spec, WorkerSpec) and spec.device == "cpu" and spec.engine != "mock"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from dynamo_box.errors import PlanRefused
+from dynamo_box.plan.cores import with_emptiest_share
 from dynamo_box.plan.types import ByteItem, Plan, ProcessPlan
 from dynamo_box.profile.units import format_size
 from dynamo_box.protocol.spec import WorkerSpec
@@ -40,8 +41,8 @@ def grow(
     asleep: Mapping[str, str] | None = None,
 ) -> list[ProcessPlan]:
     """`count` further workers of `model` in `role`, beside the processes `present`. Each is like a planned one of that
-    role, or of another where there was none, on the devices with the fewest workers. `asleep` are models that sleep,
-    with the place of their weights.
+    role, or of another where there was none, on the devices and the cores with the fewest workers. `asleep` are models
+    that sleep, with the place of their weights.
 
     Raises:
         PlanRefused: there is no room for all of them; with how much is missing on which device.
@@ -85,7 +86,7 @@ def _first_fit(
     }
     shortages: list[_Shortage] = []
     for template in sorted(templates, key=lambda process: crowd[process.device]):
-        clone = _clone(template, name, role)
+        clone = with_emptiest_share(_clone(template, name, role), templates, there)
         short = _shortage(plan, there, clone, asleep)
         if short is None:
             return clone, []

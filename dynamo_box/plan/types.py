@@ -70,6 +70,8 @@ class DevicePlan(msgspec.Struct, frozen=True):
     kind: str
     memory_bytes: int | None
     capacity_bytes: int
+    cores: int = 0
+    """Of the cpu: how many threads can run at once. 0 where workers don't compute with threads of their own."""
 
 
 class ModelPolicy(msgspec.Struct, frozen=True):

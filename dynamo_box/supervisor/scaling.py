@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from dynamo_box.errors import BoxError, UsageError
+from dynamo_box.plan.cores import crowding
 from dynamo_box.plan.scale import MAX_WORKERS, grow
 from dynamo_box.plan.types import Plan, ProcessPlan
 from dynamo_box.supervisor.acts import ROLES, WORKER, Acts
@@ -102,7 +103,10 @@ class Scaling:
             await asyncio.gather(*(child.stop(0) for child in failed))
             self._forget(failed)
             raise error
-        return f"{_names(planned)} ready"
+        crowded = crowding(self._plan, [child.plan for child in self._children.values()], self._models.asleep)
+        if crowded:
+            self._emit("warning", None, crowded)
+        return f"{_names(planned)} ready" + (f" ({crowded})" if crowded else "")
 
     async def _shrink(self, there: Sequence[Child], fewer: int, drain_s: float) -> str:
         """Those that are down first, then the last ones."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from dynamo_box.plan.cores import crowding
 from dynamo_box.plan.types import Plan
 from dynamo_box.protocol.figures import FrontendFigures, RouterFigures, WorkerFigures
 from dynamo_box.protocol.residency import Residency
@@ -71,11 +72,16 @@ class SnapshotBuilder:
     def devices(self) -> tuple[DeviceInfo, ...]:
         """What was planned, with what each device says now."""
         return tuple(
-            device
-            if (figures := self._sampler.figures(device.id)) is None
-            else msgspec.structs.replace(device, figures=figures)
+            msgspec.structs.replace(
+                device, figures=self._sampler.figures(device.id), note=self._crowded() if device.kind == "cpu" else ""
+            )
             for device in self._planned
         )
+
+    def _crowded(self) -> str:
+        states = {model.name: self.residency(model.name) for model in self._plan.models}
+        asleep = {name for name, residency in states.items() if residency and residency.state == "asleep"}
+        return crowding(self._plan, [child.plan for child in self._children], asleep)
 
     def _note_endings(self) -> None:
         for child in self._children:

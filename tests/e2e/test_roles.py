@@ -100,12 +100,15 @@ def test_roles_flip_under_load(box: Box, told: list[tuple[str, int, int]]) -> No
 
 
 def test_workers_come_and_go_under_load(box: Box, told: list[tuple[str, int, int]]) -> None:
-    answered = under_load(box, told, "more", lambda: _scale(box, 2))
+    answered = under_load(box, told, "more", lambda: _scale(box, 2, "3 workers share "))
     assert answered <= {DECODE, SECOND}
     assert SECOND in answered | under_load(box, told, "with two", lambda: None)
     eventually(lambda: figures(box, SECOND).get("taken_over"), "the new one took something over")
     assert figures(box, SECOND)["computed_prompt_tokens"] == 0
-    planned = next(device for device in box.ps()["devices"] if device["id"] == "cpu")["planned_bytes"]
+    cpu = next(device for device in box.ps()["devices"] if device["id"] == "cpu")
+    planned = cpu["planned_bytes"]
+    assert cpu["note"].startswith("3 workers share "), "each of the two that were planned has half of the cores"
+    assert f"cpu: {cpu['note']}" in box.dynbox("ps").stdout.splitlines()
 
     answered = under_load(box, told, "fewer", lambda: _scale(box, 0))
     assert PREFILL in answered, "nobody else was left"
@@ -119,5 +122,5 @@ def test_workers_come_and_go_under_load(box: Box, told: list[tuple[str, int, int
     nothing_is_held(box)
 
 
-def _scale(box: Box, count: int) -> None:
-    box.dynbox("scale", "smollm2", "decode", str(count), "--drain", "60")
+def _scale(box: Box, count: int, says: str = "") -> None:
+    assert says in box.dynbox("scale", "smollm2", "decode", str(count), "--drain", "60").stdout

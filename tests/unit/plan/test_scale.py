@@ -11,6 +11,7 @@ import pytest
 
 from dynamo_box.errors import PlanRefused
 from dynamo_box.hardware import CpuDevice, Hardware
+from dynamo_box.plan.cores import crowding
 from dynamo_box.plan.make import make_plan
 from dynamo_box.plan.render import planned_bytes
 from dynamo_box.plan.scale import as_of_now, grow
@@ -56,6 +57,33 @@ def test_two_more_and_a_role_that_nobody_has() -> None:
     (both,) = grow(plan, plan.processes, "smollm2", "aggregated", 1)
     assert (both.name, both.role, both.kind) == ("smollm2.aggregated.0", "aggregated", "worker")
     assert isinstance(both.spec, WorkerSpec) and both.spec.role == "aggregated"
+
+
+def test_a_clone_has_the_cores_of_one_that_is_gone_and_else_shares_some_and_says_so() -> None:
+    plan = plan_of("smollm2-disagg", gib=16)
+    cores = {process.name: process.cores for process in workers(plan.processes)}
+    assert cores == {"smollm2.prefill.0": (0,), "smollm2.decode.0": (1,)}
+    assert crowding(plan, plan.processes, ()) == ""
+    left = without(plan, "smollm2.prefill.0")
+    (instead,) = grow(plan, left, "smollm2", "decode", 1)
+    assert (instead.name, instead.cores, instead.threads) == ("smollm2.decode.1", (0,), 1)
+    assert crowding(plan, [*left, instead], ()) == ""
+    more = grow(plan, plan.processes, "smollm2", "decode", 3)
+    assert [one.cores for one in more] == [(1,), (0,), (1,)], "those of its role first, and none on more than others"
+    said = "3 workers share 2 cores: they will slow each other down"
+    assert crowding(plan, [*plan.processes, more[0]], ()) == said
+    assert crowding(plan, [*plan.processes, more[0]], ("smollm2",)) == "", "who sleeps computes nothing"
+
+    alone = plan_of("model: {name: smollm2}")
+    (second,) = grow(alone, alone.processes, "smollm2", "aggregated", 1)
+    assert (second.cores, second.threads) == ((), 2)
+    assert crowding(alone, [*alone.processes, second], ()) == said.replace("3", "2", 1)
+    assert crowding(alone, alone.processes, ()) == ""
+
+
+def test_the_mock_engine_needs_no_cores() -> None:
+    plan = plan_of("model: {name: smollm2, engine: mock, workers: 3}")
+    assert crowding(plan, plan.processes, ()) == ""
 
 
 def test_names_that_are_free_again_are_taken_first() -> None:
