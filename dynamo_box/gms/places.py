@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from dynamo_box.gms import snapshot_files
+from dynamo_box.gms import snapshot_directories, snapshot_files
 from dynamo_box.gms.copying import MoveFailed, OutOfMemory, copy_memory
 from dynamo_box.gms.keeping import Keeper
 from dynamo_box.gms.layout import Epoch
 from dynamo_box.gms.names import memfd_name
-from dynamo_box.gms.snapshot_files import SnapshotDamaged
+from dynamo_box.gms.snapshot_directories import SnapshotDamaged
 from dynamo_box.gms.vmm import HostVmm, VmmError, VmmOutOfMemory
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol.gms import Place
@@ -160,7 +160,7 @@ class Places:
         Raises:
             MoveFailed: something can't be deleted.
         """
-        return await self._run(self._mover, snapshot_files.clean, self._snapshots, wanted)
+        return await self._run(self._mover, snapshot_directories.clean, self._snapshots, wanted)
 
     def stop(self) -> None:
         """What moves now fails soon."""
@@ -271,7 +271,7 @@ class Places:
         return asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
 
     def _directory(self, layout: str) -> Path:
-        return snapshot_files.directory_of(self._snapshots, layout)
+        return snapshot_directories.directory_of(self._snapshots, layout)
 
 
 class _timed:  # noqa: N801  # reads as the statement it is

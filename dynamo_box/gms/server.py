@@ -17,7 +17,7 @@ from dynamo_box.gms.layouts import Layouts
 from dynamo_box.gms.locks import Locks
 from dynamo_box.gms.peers import Peer, Peers
 from dynamo_box.gms.places import Places
-from dynamo_box.gms.snapshot_files import SnapshotDamaged
+from dynamo_box.gms.snapshot_directories import SnapshotDamaged
 from dynamo_box.gms.vmm import Vmm, VmmError
 from dynamo_box.log import get_logger
 from dynamo_box.protocol import gms, status

@@ -25,7 +25,8 @@ from fakes.memory_files import Maker, close_all, contents, filled, nothing_left_
 
 from dynamo_box.gms import snapshot_files
 from dynamo_box.gms.copying import MoveFailed, MoveStopped, OutOfMemory
-from dynamo_box.gms.snapshot_files import DiskFull, SnapshotDamaged, clean, directory_of, load, save, verify
+from dynamo_box.gms.snapshot_directories import SnapshotDamaged, clean, directory_of
+from dynamo_box.gms.snapshot_files import DiskFull, load, save, verify
 from dynamo_box.protocol.gms import Allocation, Entry, EpochRecord
 
 STEP = 2 << 20
