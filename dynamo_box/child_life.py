@@ -93,6 +93,12 @@ class Life:
             self._told_draining = in_flight
             self._status.send(status.Draining(in_flight))
 
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run it beside the rest until the end; if it breaks, so does the service."""
+        task = self._loop.create_task(self._or_fail(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     # For the program
 
     async def run(self, status_socket: socket.socket) -> int:
@@ -124,9 +130,9 @@ class Life:
             case status.Stop():
                 self._end(0)
             case status.Drain():
-                self._keep(self._drain(message.deadline_s))
+                self.keep(self._drain(message.deadline_s))
             case _ if self._service is not None:
-                self._keep(self._service.command(message))
+                self.keep(self._service.command(message))
             case status.Set():
                 self._status.send(status.Answer(message.id, error=f"{self._what} has not started yet"))
 
@@ -145,7 +151,7 @@ class Life:
             log.exception(f"{self._what} can't be made")
             self._fail(f"{type(error).__name__}: {error}", permanent=False)
             return
-        self._keep(self._serve(self._service))
+        self.keep(self._serve(self._service))
 
     async def _serve(self, service: Service) -> None:
         try:
@@ -187,11 +193,6 @@ class Life:
         log.error(f"{self._what} can't serve", cause=cause)
         self._status.send(status.Failed(cause, remedy, permanent))
         self._end(1)
-
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(self._or_fail(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _or_fail(self, work: Coroutine[Any, Any, None]) -> None:
         try:

@@ -1,21 +1,21 @@
-"""The router at work: frontends on one side, workers on the other, figures for the supervisor."""
+"""The router as a child of the supervisor: frontends on one side, workers on the other."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dynamo_box.child_life import Life
 from dynamo_box.discovery.instances import read_instances
 from dynamo_box.discovery.watch import watch_instances
-from dynamo_box.errors import UsageError
+from dynamo_box.errors import BoxError, UsageError
 from dynamo_box.log import get_logger
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import RouterFigures
-from dynamo_box.protocol.spec import RouterSpec
+from dynamo_box.protocol.spec import ChildSpec, RouterSpec
 from dynamo_box.router import disagg
 from dynamo_box.router.cost import Knobs, TierCosts, parse_mode
 from dynamo_box.router.frontends import Frontends
@@ -25,24 +25,21 @@ from dynamo_box.router.store import StoreLink
 from dynamo_box.router.workers import Workers
 
 TICK_S = 0.25
-TELL_AT_LEAST_EVERY_S = 2.0
 LOOK_AGAIN_S = 0.01
 """Requests that find no worker have the instance directory read at most this often."""
-
-Tell = Callable[[status.ChildMessage], None]
 
 log = get_logger()
 
 
-class Router:
-    """Serves from `serve` to `close`; `tell` takes messages for the supervisor."""
+class RouterService:
+    """See `child_life.Service`."""
 
-    def __init__(self, spec: RouterSpec, tell: Tell) -> None:
+    def __init__(self, spec: RouterSpec, life: Life) -> None:
         """Raises:
         UsageError: the mode or a knob of the spec can't be used.
         """
         self._spec = spec
-        self._tell = tell
+        self._life = life
         self._loop = asyncio.get_running_loop()
         self._run_dir = RunDir(Path(spec.run_dir))
         self._placement = _placement(spec)
@@ -51,13 +48,11 @@ class Router:
         self._store: StoreLink | None = None
         self._frontends = Frontends(self._placement, self._slices, self._on_release, self._look_again)
         self._drained = asyncio.Event()
-        self._told: RouterFigures | None = None
-        self._told_at = 0.0
         self._looked_at = 0.0
         self._ticker: asyncio.TimerHandle | None = None
 
-    async def serve(self) -> None:
-        """Listen, say Ready, then follow the instance directory until cancelled.
+    async def start(self) -> dict[str, str]:
+        """Listen, and follow the instance directory from now on.
 
         The directory is read before anyone may connect, so that a frontend that announces running requests
         finds their workers known.
@@ -65,27 +60,48 @@ class Router:
         Raises:
             OSError: the socket can't be opened.
         """
-        self._tell(status.Starting("instances"))
+        self._life.send(status.Starting("instances"))
         self._workers.update(read_instances(self._run_dir.instances))
         if self._spec.kvstore:
             self._store = StoreLink(self._run_dir, self._placement, self._slices, self._notify)
-        self._tell(status.Starting("listen"))
+        self._life.send(status.Starting("listen"))
         await self._frontends.listen(self._run_dir.router_socket)
         models = ", ".join(self._placement.pools)
         policy = disagg.describe(self._placement.disagg)
-        self._tell(status.Ready({"mode": self._placement.mode, "disagg": policy, "models": models}))
         log.info("ready", mode=self._placement.mode, disagg=policy, models=models)
         self._tick()
+        self._life.keep(self._follow_instances())
+        return {"mode": self._placement.mode, "disagg": policy, "models": models}
+
+    async def _follow_instances(self) -> None:
         async for instances in watch_instances(self._run_dir.instances):
             self._workers.update(instances)
 
-    async def drain(self) -> None:
+    def figures(self) -> RouterFigures:
+        return self._placement.figures()
+
+    async def command(self, message: status.ParentMessage) -> None:
+        match message:
+            case status.Set():
+                self._life.send(self._set(message))
+            case status.CancelRequest():
+                self._life.send(status.Answer(message.id, error="the router runs no requests; the frontend does"))
+            case _:
+                log.warning("a message that is for another kind of process", message=type(message).__name__)
+
+    async def drain(self, deadline_s: float, life: Life) -> None:
         """Place nothing more; return when nothing that was placed runs."""
         self._frontends.draining = True
         self._on_release()
         await self._drained.wait()
 
-    def set_option(self, key: str, value: str) -> str:
+    def _set(self, message: status.Set) -> status.Answer:
+        try:
+            return status.Answer(message.id, text=self._set_option(message.key, message.value))
+        except ValueError as error:
+            return status.Answer(message.id, error=str(error))
+
+    def _set_option(self, key: str, value: str) -> str:
         """Change a setting, for what is placed from now on, and say what is in force.
 
         Raises:
@@ -105,7 +121,7 @@ class Router:
         log.info("setting changed", key=key, value=now)
         return f"{key} {now}"
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._ticker is not None:
             self._ticker.cancel()
         self._frontends.close()
@@ -114,20 +130,14 @@ class Router:
             self._store.close()
 
     def _tick(self) -> None:
-        """Four times a second: expire leases, report figures that changed; without a change every two seconds, since
-        reports are this process's sign of life.
-        """
+        """Four times a second: expire leases, and have figures looked at."""
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         expired = self._placement.expire()
         if expired:
             log.warning("leases expired", leases=expired)
             self._slices.add(self._placement.leases.settle_one)
             self._on_release()
-        figures = self._placement.figures()
-        now = self._loop.time()
-        if figures != self._told or now >= self._told_at + TELL_AT_LEAST_EVERY_S:
-            self._told, self._told_at = figures, now
-            self._tell(status.Report(figures))
+        self._life.changed()
 
     def _look_again(self) -> None:
         """A worker may have come a moment ago, as when its model has woken; the watch needs some 20 ms to notice."""
@@ -139,14 +149,14 @@ class Router:
     def _on_release(self) -> None:
         if self._frontends.draining:
             in_flight = len(self._placement.leases)
-            self._tell(status.Draining(in_flight))
+            self._life.draining(in_flight)
             if in_flight == 0:
                 self._drained.set()
 
     def _notify(self, level: str, text: str) -> None:
         write: Any = getattr(log, level)
         write(text)
-        self._tell(status.Note(level, text))
+        self._life.note(level, text)
 
 
 def _placement(spec: RouterSpec) -> Placement:
@@ -170,3 +180,9 @@ def _placement(spec: RouterSpec) -> Placement:
         kvstore=spec.kvstore,
         disagg=spec.disagg,
     )
+
+
+def make(spec: ChildSpec, life: Life) -> RouterService:
+    if not isinstance(spec, RouterSpec):
+        raise BoxError(f"a router was handed the spec of {spec.name}, which is no router")
+    return RouterService(spec, life)
