@@ -52,11 +52,11 @@ def make_app(serving: Serving) -> ASGIApp:
     routes = [
         Route("/v1/chat/completions", Generation(serving, "chat_completions", read_chat), methods=["POST"]),
         Route("/v1/completions", Generation(serving, "completions", read_completion), methods=["POST"]),
-        Route("/v1/models", _on_loop(models)),
+        Route("/v1/models", _on_loop(models, first=serving.workers.settle)),
         Route("/v1/models/{name}/sleep", Act(serving, "sleep")),
         Route("/v1/models/{name}/wake", Act(serving, "wake")),
-        Route("/v1/models/{name:path}", _on_loop(model)),
-        Route("/health", _on_loop(health)),
+        Route("/v1/models/{name:path}", _on_loop(model, first=serving.workers.settle)),
+        Route("/health", _on_loop(health, first=serving.workers.settle)),
         Route("/live", _on_loop(live)),
         Route("/metrics", _on_loop(metrics)),
     ]
@@ -66,10 +66,14 @@ def make_app(serving: Serving) -> ASGIApp:
     return LoopbackOnly(app)
 
 
-def _on_loop(handler: Callable[[Request], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """Starlette runs plain functions in threads; these are too short for that."""
+def _on_loop(
+    handler: Callable[[Request], Response], first: Callable[[], Awaitable[None]] | None = None
+) -> Callable[[Request], Awaitable[Response]]:
+    """Starlette runs plain functions in threads; these are too short for that. `first` is waited for before."""
 
     async def handle(request: Request) -> Response:
+        if first is not None:
+            await first()
         return handler(request)
 
     return handle

@@ -29,6 +29,9 @@ from dynamo_box.protocol.request import (
     worker_decoder,
 )
 
+SETTLE_S = 1.0
+"""How long a worker that has just been announced may take to be connected, for whoever asks who is there."""
+
 WorkerChannel = Channel[WorkerMessage]
 
 log = get_logger()
@@ -93,7 +96,7 @@ class WorkerConnection:
 
     def __init__(self, instance: Instance, workers: Workers) -> None:
         self.instance = instance
-        self.last_step = time.monotonic()
+        self.last_step = self.found_at = time.monotonic()
         self._workers = workers
         self._channel: WorkerChannel | None = None
         self._numbers = itertools.count(1)
@@ -203,6 +206,14 @@ class Workers:
         """Read the directory now: something is known to have been announced."""
         self._follow(read_instances(self._directory))
 
+    async def settle(self) -> None:
+        """Know everybody who has been announced by now, as a worker is before it calls itself ready; the watch would
+        need some 20 ms more. Returns once new ones are connected, or SETTLE_S after they were found.
+        """
+        self.look_again()
+        while (left_s := max(map(_settles_in, self._current.values()), default=0.0)) > 0:
+            await self.wait_for_change(left_s)
+
     def _follow(self, instances: dict[str, Instance]) -> None:
         for name, connection in list(self._current.items()):
             if instances.get(name) != connection.instance:
@@ -269,3 +280,8 @@ class Workers:
 
     def _connected(self) -> list[Instance]:
         return [each.instance for each in self._current.values() if each.is_open]
+
+
+def _settles_in(connection: WorkerConnection) -> float:
+    """Seconds that it may still take to be connected; 0 if it is, or has had its time."""
+    return 0.0 if connection.is_open else max(connection.found_at + SETTLE_S - time.monotonic(), 0.0)

@@ -32,6 +32,26 @@ def test_it_reports_its_start_and_becomes_healthy_with_router_and_worker(tmp_pat
     scenario(work)
 
 
+def test_a_worker_that_has_announced_itself_is_known_to_whoever_asks(tmp_path: Path, tiny_model: Path) -> None:
+    """It calls itself ready next: from then on `/health` and the list of models have it, with no moment in between."""
+
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            (worker,) = await box.ready()
+            for life in range(5):
+                worker.withdraw()
+                await box.until_health_is(503)
+                worker.announce(kv_blocks_total=65 + life)
+                health = (await box.get("/health")).json()
+                assert (health["status"], health["roles"]) == ("healthy", {"tiny": {"aggregated": 1}})
+                worker.withdraw()
+                await box.until_health_is(503)
+                worker.announce(kv_blocks_total=75 + life)
+                assert [each["id"] for each in (await box.get("/v1/models")).json()["data"]] == ["tiny"]
+
+    scenario(work)
+
+
 def test_a_drain_finishes_what_runs_and_turns_the_rest_away(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model) as box:
