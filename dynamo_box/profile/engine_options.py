@@ -24,7 +24,7 @@ class Option:
     are allowed, beside numbers where `kind` is one.
     """
 
-    kind: type[int] | type[float] | type[str]
+    kind: type[bool] | type[int] | type[float] | type[str]
     least: int | None = None
     above: int | None = None
     most: int = LARGEST_INT
@@ -47,6 +47,7 @@ ENGINE_OPTIONS: Mapping[str, Mapping[str, Option]] = {
         "vocab_size": Option(int, least=1),
         "stop_after": Option(int, least=1),
         "fault": Option(str),
+        "late_cancel": Option(bool),
         "parameters": Option(float, above=0),
         "width": Option(int, least=0),
         "weights_bytes": Option(float, above=0),
@@ -90,6 +91,8 @@ def accepted_by_the_mock(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _complaint(option: Option, value: object) -> str | None:
+    if option.kind is bool:
+        return None if isinstance(value, bool) else f"must be true or false, not {shown(value)}"
     if isinstance(value, str) and (option.kind is str or value in option.words):
         if not option.words or value in option.words:
             return None
