@@ -162,8 +162,8 @@ class HandsOver(Protocol):
     """An engine whose prefill legs leave something held until it is claimed."""
 
     def give_up(self, key: bytes) -> None:
-        """Nobody will claim the transfer of this key, whichever worker made it: let go of what it holds. Keys that are
-        held no more are ignored.
+        """Nobody will claim the transfer of this key, whichever worker made it: let go of what it holds. One who is
+        loading it just now may finish. Keys that are held no more are ignored.
         """
 
 
