@@ -254,6 +254,21 @@ class TestTiers:
         assert now.endswith("█ own pool 12%  ▓ host 25%  ▒ disk 12%  · computed 50%")
         assert "prompts now none" in parts(snapshots.frame(snapshots.tiered()))[0], "nothing jumps when one comes"
 
+    def test_what_is_handed_over_is_no_source_of_the_prompts_of_others(self) -> None:
+        """Who goes on from a prompt loads it, and counts it no more."""
+        history = History()
+        for moment in snapshots.moments(snapshots.tiered()):
+            processes = []
+            for process in moment.processes:
+                figures = process.figures
+                if process.name.endswith(".1") and isinstance(figures, WorkerFigures):
+                    figures = replace(figures, prompt_tokens=0, cached_tokens=0)
+                processes.append(replace(process, figures=figures))
+            history.feed(replace(moment, processes=tuple(processes)))
+        names = [process.name for process in moment.processes if process.kind == "worker"]
+        line = "".join(span.text for span in sources.lately(names, history, 4, 120))
+        assert line.endswith("█ own pool 12%  ▓ host 25%  ▒ disk 12%  · computed 50%")
+
     @pytest.mark.parametrize(
         ("counts", "found"),
         [
