@@ -29,7 +29,7 @@ from dynamo_box.protocol.request import (
     worker_decoder,
 )
 
-SETTLE_S = 1.0
+SETTLE_S = 3.0
 """How long a worker that has just been announced may take to be connected, for whoever asks who is there."""
 
 WorkerChannel = Channel[WorkerMessage]
