@@ -30,6 +30,8 @@ PROBE_AFTER = 32
 PREFILL_AT_LEAST = 32
 """Prompt tokens of a step from which its time says something about prefill."""
 _FADE = 0.8
+NOT_HELD = "nothing is held for it any longer"
+"""A hold has all blocks or there is none: its time was up, or the store that had it has ended."""
 
 log = get_logger()
 
@@ -197,7 +199,7 @@ class Onboarding:
         if result.lease:
             self._leased[request.request.key] = request
         if request.awaits_transfer and request.request.must_transfer:
-            self._fail_early(request, result.error)
+            self._fail_early(request, result.error or NOT_HELD)
 
     def fetched(self, result: Fetched) -> Arrived:
         loading = self._loading.pop(result.key)

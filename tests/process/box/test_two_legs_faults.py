@@ -155,7 +155,7 @@ def test_what_is_lost_behind_the_hand_over(scene: Scene) -> None:
         strict, fallback = scene.pair("expired")
         handed_over(2)
         eventually(lambda: "stay" not in scene.set(STORE, "clear", "g2"), "nothing is held any longer")
-    fails(strict, f"0 of {LENGTH} tokens are there")
+    fails(strict, f"0 of {LENGTH} tokens are there", "nothing is held for it any longer")
     assert fallback.whole().said == scene.expected
 
     with stopped(box, DECODE):
