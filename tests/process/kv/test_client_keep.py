@@ -11,6 +11,7 @@ from client_engine import DEADLINE_S, LAYOUT, Engine, chain, content
 from store_peers import Store, room_for
 
 from dynamo_box.kv.client.jobs import Fetch, Fetched, Keep, Kept, Offer, Offered, Seek, Sought
+from dynamo_box.protocol.kv import LONGEST_HOLD_S
 
 KEY = b"k" * 16
 
@@ -69,6 +70,15 @@ def test_a_hold_waits_for_the_copies_before_it_and_is_claimed_by_another(store: 
         fetched = result(other, Fetched, fetch)
         assert isinstance(fetched, Fetched)
         assert fetched.count == 40
+        store.figures_when(lambda figures: figures.leases == 0)
+
+        # Nobody wants it any more: any worker of the layout may say so.
+        engine.tiers.keep(Keep(again := key(engine), KEY, tuple(block.digest for block in blocks), LONGEST_HOLD_S))
+        assert result(engine, Kept, again) == Kept(again)
+        store.figures_when(lambda figures: figures.leases == 1)
+        for _ in range(2):
+            other.tiers.seek(Seek(seek := key(other), (), KEY))
+            assert result(other, Sought, seek) == Sought(seek)
         store.figures_when(lambda figures: figures.leases == 0)
     finally:
         other.close()
