@@ -7,6 +7,6 @@ layout        one of them: table, arena and disk put together
 slots, order  its table: what is in which slot, and what goes next; pure
 arena         its memory
 write_back    what goes to disk, and when
-disk_port     what all that needs of the disk tier, which is `disk` and what it names
+disk_port     what all that needs of the disk tier, which is `disk` and what it names, or in rehearsals `modelled_disk`
 events        what the router hears
 """
