@@ -64,13 +64,13 @@ class PromptChunk:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's tokens, flat. `sampling` are the sequences that sample, `last_rows` the rows they do it
-    from.
+    """One step's tokens, flat. `slots` are the block that each one's KV goes to, and the place there; `last_rows` are
+    the rows of tokens after which something is sampled.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor
-    slots: torch.Tensor
+    slots: tuple[torch.Tensor, torch.Tensor]
     singles: tuple[SingleTokens, ...]
     chunks: tuple[PromptChunk, ...]
     last_rows: torch.Tensor
@@ -80,7 +80,8 @@ def make_batch(works: Sequence[Work], block_size: int, dtype: torch.dtype) -> tu
     """Lay out a step; also the works that sample, in the order of `last_rows`."""
     tokens: list[int] = []
     positions: list[int] = []
-    slots: list[int] = []
+    blocks: list[int] = []
+    places: list[int] = []
     last_rows: list[int] = []
     sampling: list[Work] = []
 
@@ -91,7 +92,8 @@ def make_batch(works: Sequence[Work], block_size: int, dtype: torch.dtype) -> tu
         positions.extend(range(sequence.computed, end))
         for position in range(sequence.computed, end):
             block, place = divmod(position, block_size)
-            slots.append(sequence.blocks[block] * block_size + place)
+            blocks.append(sequence.blocks[block])
+            places.append(place)
         if work.samples:
             last_rows.append(len(tokens) - 1)
             sampling.append(work)
@@ -111,7 +113,7 @@ def make_batch(works: Sequence[Work], block_size: int, dtype: torch.dtype) -> tu
     batch = Batch(
         tokens=torch.tensor(tokens),
         positions=torch.tensor(positions),
-        slots=torch.tensor(slots),
+        slots=(torch.tensor(blocks), torch.tensor(places)),
         singles=tuple(singles),
         chunks=tuple(chunks),
         last_rows=torch.tensor(last_rows, dtype=torch.long),

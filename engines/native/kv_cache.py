@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import mmap
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from dynamo_box.protocol.spec import WorkerSpec
@@ -17,28 +17,31 @@ from engines.native.config import LlamaConfig
 
 
 class KvCache:
-    """Keys and values of all layers: [layers, 2, blocks, block_size, kv_heads, head_dim].
+    """Keys and values of all layers: [blocks, layers, 2, block_size, kv_heads, head_dim].
 
-    Anonymous memory, so that a page costs nothing before it is first written, and reads as zeros, never as
-    NaN.
+    A block lies in one piece, with its bytes in the order in which it lies in the KV tiers, so that copies of whole
+    blocks are plain ones. Attention gathers its pieces all the same, and takes as long for it as where all blocks of a
+    layer lie together.
 
-    `pieces` are its bytes for those who copy blocks: [layers × 2, blocks, bytes of a piece].
+    Anonymous memory, so that it costs nothing before it is first written, and reads as zeros, never as NaN.
     """
 
     def __init__(
         self, *, layers: int, blocks: int, block_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> None:
-        shape = (layers, 2, blocks, block_size, kv_heads, head_dim)
-        count = layers * 2 * blocks * block_size * kv_heads * head_dim
+        shape = (blocks, layers, 2, block_size, kv_heads, head_dim)
+        count = math.prod(shape)
         self.bytes = count * dtype.itemsize
         self.blocks = blocks
         self._memory = mmap.mmap(-1, self.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with contextlib.suppress(OSError):  # a kernel without huge pages
-            self._memory.madvise(mmap.MADV_NOHUGEPAGE)  # a block lies in layers × 2 pieces: each would take a huge page
-        self.pieces = np.frombuffer(self._memory, np.uint8).reshape(layers * 2, blocks, -1)
+            self._memory.madvise(mmap.MADV_HUGEPAGE)  # the first copy into a block is half as long
+        self.data = np.frombuffer(self._memory, np.uint8).reshape(blocks, -1)
+        """Its bytes, for those who copy blocks: [blocks, bytes of a block]."""
         flat = torch.frombuffer(self._memory, dtype=dtype, count=count)
         self._address = flat.data_ptr()
-        self._layers: tuple[torch.Tensor, ...] = flat.view(shape).unbind()
+        self._layers = tuple(layer.unbind(1) for layer in flat.view(shape).unbind(1))
+        """Keys and values: [blocks, block_size, kv_heads, head_dim] each."""
 
     @property
     def resident_bytes(self) -> int:
@@ -54,15 +57,15 @@ class KvCache:
     def close(self) -> None:
         """Give the memory back; the cache is of no further use."""
         self._layers = ()
-        del self.pieces
+        del self.data
         self._memory.close()
 
-    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """`keys` and `values`: [tokens, kv_heads, head_dim]; a slot is block × block_size + place in the
-        block.
-        """
+    def write(
+        self, layer: int, slots: tuple[torch.Tensor, torch.Tensor], keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        """`keys` and `values`: [tokens, kv_heads, head_dim]; `slots`: the block of each token, and its place there."""
         for cache, new in zip(self._layers[layer], (keys, values), strict=True):
-            cache.flatten(0, 1).index_copy_(0, slots, new)
+            cache[slots] = new
 
     def read(self, layer: int, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of the blocks in `table` [sequences, blocks]: [sequences, kv_heads, tokens,
@@ -100,30 +103,23 @@ def make_cache(config: LlamaConfig, spec: WorkerSpec, dtype: torch.dtype) -> KvC
 
 
 class PoolCopier:
-    """Blocks of the cache that is there now, from and to memory in which each lies in one piece. Implements
-    `engines.native.tiering.Pool`.
+    """Blocks of the cache that is there now, from and to the KV tiers. Implements `engines.native.tiering.Pool`.
 
     With numpy rather than torch: it copies on the thread that calls it, without the interpreter's lock, where torch
-    would start threads of its own beside those that compute. On one thread it is as fast as memcpy of a block.
+    would start threads of its own beside those that compute.
     """
 
     def __init__(self, cache: KvCache) -> None:
         self.cache = cache
 
     def copy_out(self, blocks: Sequence[int], slots: Sequence[memoryview]) -> None:
-        pieces = self.cache.pieces
         for block, slot in zip(blocks, slots, strict=True):
-            np.copyto(_as_pieces(slot, pieces), pieces[:, block])
+            np.copyto(np.frombuffer(slot, np.uint8), self.cache.data[block])
 
     def copy_in(self, slots: Sequence[memoryview], blocks: Sequence[int]) -> None:
-        pieces = self.cache.pieces
         for slot, block in zip(slots, blocks, strict=True):
-            np.copyto(pieces[:, block], _as_pieces(slot, pieces))
+            np.copyto(self.cache.data[block], np.frombuffer(slot, np.uint8))
 
     def clear(self, blocks: Iterable[int]) -> None:
         for block in blocks:
-            self.cache.pieces[:, block] = 0
-
-
-def _as_pieces(slot: memoryview, pieces: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    return np.frombuffer(slot, np.uint8).reshape(len(pieces), -1)
+            self.cache.data[block] = 0

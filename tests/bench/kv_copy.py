@@ -2,8 +2,8 @@
 
     python tests/bench/kv_copy.py [--rounds 9] [--blocks 256] [--json]
 
-A real store, and a worker's side of it as in an engine. Blocks are those of SmolLM2-135M in float32: 16 tokens, 60
-pieces of 12,288 bytes (keys and values of 30 layers) that lie apart in the pool and together in the arena. Each round
+A real store, and a worker's side of it and a pool as in the native engine. Blocks are those of SmolLM2-135M in float32:
+16 tokens, 737,280 bytes. Each round
 offers as many new blocks, then fetches them, and copies as many bytes from one buffer into another: at once, and a
 block at a time (from some hundred MB on a copy at once goes past the caches, and is twice as fast). A chain evicts the
 one before the last. The first round is told apart: its pages are touched for the first time. Medians; best in brackets.
@@ -20,13 +20,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+import torch
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(TESTS), str(TESTS / "process" / "kv_store")]
@@ -37,9 +37,10 @@ from dynamo_box.kv.client.jobs import Fetch, Offer, Seek  # noqa: E402
 from dynamo_box.kv.client.tiers import Tiers  # noqa: E402
 from dynamo_box.kv.hashing import chain_digests, isolation_key  # noqa: E402
 from dynamo_box.protocol.kv import Block, KvLayout  # noqa: E402
+from engines.native.kv_cache import KvCache, PoolCopier  # noqa: E402
 
-PIECES, PIECE_BYTES = 60, 12_288
-BLOCK_BYTES = PIECES * PIECE_BYTES
+SHAPE: dict[str, Any] = {"layers": 30, "block_size": 16, "kv_heads": 3, "head_dim": 64, "dtype": torch.float32}
+BLOCK_BYTES = 30 * 2 * 16 * 3 * 64 * 4
 LAYOUT = KvLayout("smollm2", "float32", 16, BLOCK_BYTES, "layers=30,kv=2,tokens=16,heads=3,dim=64")
 KEY = isolation_key("smollm2", block_size=16, kv_dtype="float32")
 TIMEOUT_S = 60.0
@@ -53,31 +54,15 @@ class Cost(NamedTuple):
     cpu: float
 
 
-class Pool:
-    """Of an engine, and its copier."""
-
-    def __init__(self, blocks: int) -> None:
-        self.data: npt.NDArray[np.uint8] = np.random.default_rng(0).integers(
-            0, 256, (PIECES, blocks, PIECE_BYTES), np.uint8
-        )
-
-    def copy_out(self, blocks: Sequence[int], slots: Sequence[memoryview]) -> None:
-        for block, slot in zip(blocks, slots, strict=True):
-            np.copyto(np.frombuffer(slot, np.uint8).reshape(PIECES, PIECE_BYTES), self.data[:, block])
-
-    def copy_in(self, slots: Sequence[memoryview], blocks: Sequence[int]) -> None:
-        for slot, block in zip(slots, blocks, strict=True):
-            np.copyto(self.data[:, block], np.frombuffer(slot, np.uint8).reshape(PIECES, PIECE_BYTES))
-
-
 class Bench:
     def __init__(self, directory: Path, blocks: int) -> None:
         self.blocks = blocks
         self.store = Store(directory, host_bytes=room_for(2 * blocks, LAYOUT))
-        self.pool = Pool(2 * blocks)
+        self.pool = KvCache(blocks=2 * blocks, **SHAPE)
+        self.pool.data[:blocks] = np.random.default_rng(0).integers(0, 256, (blocks, BLOCK_BYTES), np.uint8)
         self.result: Any = None
         self.arrived = threading.Event()
-        self.tiers = Tiers(self.store.path, "bench", LAYOUT, self.pool, self.deliver)
+        self.tiers = Tiers(self.store.path, "bench", LAYOUT, PoolCopier(self.pool), self.deliver)
         self.tiers.start()
         assert self.tiers.wait_connected(TIMEOUT_S), self.tiers.status
         bytes_ = blocks * BLOCK_BYTES
@@ -135,7 +120,7 @@ class Bench:
         fetch = Fetch(0, sought.lease, tuple(range(self.blocks, 2 * self.blocks)))
         fetched, times["out of"] = self.ask(lambda: self.tiers.fetch(fetch))
         assert fetched.count == self.blocks, fetched
-        assert np.array_equal(self.pool.data[:, : self.blocks], self.pool.data[:, self.blocks :])
+        assert np.array_equal(self.pool.data[: self.blocks], self.pool.data[self.blocks :])
         times[MEMCPY] = min(times[MEMCPY], self.memcpy())
         times[BY_BLOCK] = min(times[BY_BLOCK], self.memcpy_by_block())
         return times
