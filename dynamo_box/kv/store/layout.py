@@ -119,8 +119,8 @@ class LayoutStore:
             self._note("warning", f"the host tier for KV is smaller than asked for: {self.arena.shortage}")
 
     def _grow_ahead(self) -> None:
-        """Half a step before it is needed."""
-        if self.must_grow(STEP_BYTES // self.arena.slot_bytes // 2):
+        """A step before it is needed: the workers map it meanwhile."""
+        if self.must_grow(STEP_BYTES // self.arena.slot_bytes):
             self._grow()
 
     # Storing
