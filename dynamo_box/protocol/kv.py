@@ -34,7 +34,8 @@ Tier = Literal["g2", "g3"]
 
 HEADER_BYTES = 64
 SLOT_ALIGNMENT = 4096
-MAX_BATCH = 4096
+MAX_BATCH = 16_384
+"""A longer prompt is not handed over in one hold, nor looked up beyond: 262,144 tokens in blocks of 16."""
 MAX_LAYOUTS = 64
 MAX_CONNECTIONS = 1024
 MAX_HOLDS = 4096

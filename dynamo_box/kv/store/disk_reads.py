@@ -12,7 +12,7 @@ from dynamo_box.kv.store.disk_files import BlockId, Damaged, read_block
 from dynamo_box.kv.store.disk_pool import Job, Pool
 from dynamo_box.protocol.kv import MAX_BATCH, KvLayout
 
-MOST_WAITING = 4 * MAX_BATCH
+MOST_WAITING = MAX_BATCH
 """Blocks."""
 _LARGEST_PART = 16
 

@@ -53,6 +53,23 @@ def test_a_hold_that_nobody_claims_ends_by_itself(make_store: MakeStore) -> None
     assert (found.tiers, found.lease) == ("", 0)
 
 
+def test_a_prompt_of_131072_tokens_is_held_and_found_as_a_whole(make_store: MakeStore) -> None:
+    count = 131_072 // 16
+    small = kv.KvLayout("m", "float32", 16, 64, "")
+    store = make_store(host_bytes=room_for(count, small))
+    one, other = store.worker("prefill", small), store.worker("decode", small)
+    numbers = range(1, count + 1)
+    blocks = chain(*numbers)
+    reserved: list[int] = []
+    for start in range(0, count, 1024):
+        slots = one.reserve(*blocks[start : start + 1024])
+        assert isinstance(one.ask(kv.Commit(800, slots)), kv.Committed)
+        reserved += slots
+    assert hold(one, KEY, *numbers) == ""
+    found = claim(other, KEY, *numbers)
+    assert found.tiers == "2" * count and list(found.slots) == reserved
+
+
 def test_all_or_nothing_and_a_key_once(store: Store) -> None:
     one = store.worker()
     one.store(*chain(1, 2))
