@@ -4,7 +4,8 @@
 
 Only the next few that wait are looked up, so that few leases are held: each keeps blocks in the host tier that others
 may need. When a sequence is admitted it is decided how much of what was found is loaded; by then the pool may have
-more of its prefix than at the time of the lookup (those blocks are skipped) or less (it is looked up again).
+more of its prefix than at the time of the lookup (those blocks are skipped) or less (it is looked up again). Of those
+that come together with the same prefix the first loads it, and the others wait for that.
 
 A decode leg is looked up as soon as it comes, before the hold on the KV of its prompt expires, and keeps its lease for
 as long as it waits. It loads all that it needs, the partial last block of the prompt included.
@@ -104,6 +105,8 @@ class Onboarding:
         """None: what is found is of no use."""
         self._leased: dict[int, Request] = {}
         self._loading: dict[int, _Loading] = {}
+        self._coming: set[bytes] = set()
+        """What is being loaded."""
         self._against = 0
         self.prefill = PrefillRate()
         self.loads = self.recomputes = 0
@@ -136,6 +139,13 @@ class Onboarding:
             for request in overtaken:
                 self._give_back(request)
 
+    def is_coming(self, request: Request) -> bool:
+        if not self._coming:
+            return False
+        wanted = self._reusable(request)
+        hits = len(self._pool.match(wanted))
+        return hits < len(wanted) and wanted[hits] in self._coming
+
     def may_admit(self, request: Request, hits: int) -> bool:
         if request.sought is None or hits < request.sought.first:
             self._give_back(request)
@@ -165,6 +175,7 @@ class Onboarding:
         places = tuple(request.blocks[hits : hits + blocks])
         key = next(self._keys)
         self._loading[key] = _Loading(request, hits, places, found.priorities[skip : skip + blocks])
+        self._coming.update(request.digests[hits : hits + blocks])
         self._source.fetch(Fetch(key, found.lease, places, skip))
         return True
 
@@ -203,6 +214,7 @@ class Onboarding:
 
     def fetched(self, result: Fetched) -> Arrived:
         loading = self._loading.pop(result.key)
+        self._coming.difference_update(loading.request.digests[loading.first : loading.first + len(loading.blocks)])
         loaded = min(result.count, len(loading.blocks))
         tokens = (loading.first + loaded) * self._block_size
         if loading.request.awaits_transfer:

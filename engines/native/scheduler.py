@@ -7,9 +7,10 @@ and waits again at the place it came from; its full blocks usually survive as ca
 sequence is never the victim of another, and every sequence alone fits the pool (the engine's context is cut
 to it), so something always moves.
 
-With KV tiers a sequence may have to wait for them: for a lookup before it is admitted, then for its blocks to be
-loaded, or for blocks that are pinned while they are copied out. Each of those ends by itself. A prefill leg that has
-its token keeps its blocks until they are copied, but has no place in the batch any more.
+With KV tiers a sequence may have to wait for them: for a lookup before it is admitted, or for what another loads of the
+same prefix, then for its blocks to be loaded, or for blocks that are pinned while they are copied out. Each of those
+ends by itself. A prefill leg that has its token keeps its blocks until they are copied, but has no place in the batch
+any more.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class Onboarding(Protocol):
 
     def look_ahead(self, waiting: list[Sequence]) -> None:
         """Those that wait, the next first."""
+
+    def is_coming(self, sequence: Sequence) -> bool:
+        """Whether more of its prefix than the pool has is being loaded for another: it is passed over meanwhile."""
 
     def may_admit(self, sequence: Sequence, hits: int) -> bool:
         """False: not before something more is known of it (`sequence.seeking`)."""
@@ -147,7 +151,7 @@ class Scheduler:
 
     def _admit_next(self) -> bool:
         """Start the first of the queue if it fits beside the others with a block to grow for each of them."""
-        sequence = next((one for one in self.waiting if not one.seeking), None)
+        sequence = next((one for one in self.waiting if not one.seeking and not self._is_coming(one)), None)
         if sequence is None or sum(not one.handing for one in self.running) >= self._max_batch:
             return False
         reusable = (len(sequence.tokens) - 1) // self._block_size  # the last token is always computed: it samples
@@ -167,6 +171,9 @@ class Scheduler:
         if self._onboarding is not None:
             self._onboarding.admitted(sequence, len(hits))
         return True
+
+    def _is_coming(self, sequence: Sequence) -> bool:
+        return self._onboarding is not None and self._onboarding.is_coming(sequence)
 
     def _count_cached(self, sequence: Sequence) -> None:
         if not sequence.generated:

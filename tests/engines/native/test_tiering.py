@@ -114,6 +114,28 @@ def test_others_compute_while_one_loads() -> None:
     assert other not in box.living
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_comes_together_with_the_same_prefix_is_loaded_once(fails: bool) -> None:
+    box = Box()
+    box.add([1] * 17)
+    box.run()
+    box.forget()
+    alike = [box.add([1] * length) for length in (9, 17, 17)]
+    other = box.add([2] * 9, output=3)
+    box.step()
+    box.answer(Seek)
+    box.compute()
+    assert sum(isinstance(job, Fetch) for job in box.store.jobs) == 1
+    assert [one.loading for one in alike] == [True, False, False]
+    assert other.computed == 9, "it passes by"
+    box.answer(Fetch, lambda _: fails)
+    box.step()
+    later = [job for job in box.store.jobs if isinstance(job, Fetch)]
+    assert [(job.skip, len(job.pool_blocks)) for job in later] == [(0, 4) if fails else (2, 2)]
+    box.run()
+    assert [one.cached_tokens for one in alike] == [0 if fails else 8, 16, 16]
+
+
 def test_what_the_pool_got_meanwhile_is_skipped() -> None:
     box = Box(batch=2)
     box.add([1] * 17)
