@@ -32,7 +32,7 @@ class Offload(msgspec.Struct, frozen=True):
     min_priority: int = 0
     continue_after_filter: bool = False
     queue_blocks: int = 4096
-    pinned_blocks: int = 32
+    pinned_blocks: int = 64
     sleep_deadline_s: float = 10.0
     """How long what is cached is offered to the tiers before the pool is given back."""
 

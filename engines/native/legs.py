@@ -130,7 +130,9 @@ class Handovers:
         return max(0.0, self._later[0][0] - self._clock()) if self._later else None
 
     def begin(self, request: Request) -> None:
-        """The prompt is computed, and its first token known: have it held for another worker."""
+        """The prompt is computed, and its first token known: have it held for another worker, beginning with the next
+        `send`, which comes behind that token.
+        """
         digests = prompt_digests(request, self._block_size)
         partial = digests[-1] if request.prompt_length % self._block_size else b""
         hold = secrets.token_bytes(DIGEST_BYTES)
@@ -139,7 +141,6 @@ class Handovers:
         request.handing = True
         self._open[request.request.key] = handover
         self._line.append(handover)
-        self.send()
 
     def cancel(self, request: Request) -> None:
         """Nobody wants it any more; it is over when its copies are."""
