@@ -1,8 +1,8 @@
 """What prefill here and decode there is worth: the same load on the same two workers and cores, in two legs and in one;
 what handing a prompt over costs; how long a death is felt.
 
-    python tests/bench/disagg.py [--rates 0.1 0.2 0.4 0.8] [--requests 32] [--rounds 5] [--only load handover recovery]
-                                 [--quick] [--json]
+    python tests/bench/disagg.py [--rates 0.1 0.2 0.4 0.8] [--requests 32] [--rounds 5]
+                                 [--only load handover chunks recovery] [--quick] [--json]
 
 The embedded model has to be in the store of `$DYNBOX_HOME` (`dynbox pull smollm2`). Boxes have run dir, logs and disk
 tier in a temporary directory (`--directory`: on a disk, not on a tmpfs).
@@ -13,6 +13,8 @@ load        half the requests are long prompts with short answers (1,500 and 8 t
             the rate on at which, and at all higher ones, the p99 is lower in two legs.
 handover    a prompt of 2,000 random tokens: the worker's own word of it, and the gap between its first and second
             token at the client less that of the same prompt in one leg; both over a copy of as many bytes.
+chunks      the same prompt with steps of at most so many tokens (`max_batch_tokens`): what a step has computed is
+            stored while the next one runs. Time to the first token, from there to the second, and both together.
 recovery    from `kill -9` of the prefill worker to the next token at the client: one that has just got a short prompt,
             and one in the middle of a long prompt; and of the decode worker in the middle of an answer.
 """
@@ -47,11 +49,12 @@ MODEL = "smollm2"
 PREFILL, DECODE = "smollm2.prefill.0", "smollm2.decode.0"
 PROFILES = {"two legs": "smollm2-disagg", "one leg": "smollm2-duo"}
 VOCABULARY = 49152
-PARTS = ("load", "handover", "recovery")
+PARTS = ("load", "handover", "chunks", "recovery")
 TIMEOUT_S = 600.0
 LONG_PROMPT = (1500, 8)
 LONG_ANSWER = (32, 200)
 HANDED_OVER = 2000
+STEP_TOKENS = (256, 512, 1024, 2048)
 FEW = 8
 WARM_UP_TOKENS = 64
 
@@ -172,6 +175,14 @@ def copy_seconds(size: int) -> float:
     return time.perf_counter() - began
 
 
+def handed_over_in(box: Box, before: dict[str, Any]) -> float:
+    """By the prefill worker's own word."""
+    after: dict[str, Any] = eventually(
+        lambda: (now := figures(box, PREFILL))["handed_over"] > before["handed_over"] and now, "the worker says so"
+    )
+    return float(after["handover_seconds"] - before["handover_seconds"])
+
+
 def handover(root: Path, rounds: int) -> dict[str, Any]:
     ms: dict[str, list[float]] = {name: [] for name in ("worker", "gap", "gap in one leg", "added", "copy")}
     with box_of(root, PROFILES["two legs"]) as box:
@@ -185,15 +196,12 @@ def handover(root: Path, rounds: int) -> dict[str, Any]:
             gap = gaps(arrivals(asked, began))[0]
             if asked.workers != (PREFILL, DECODE):
                 raise SystemExit(f"not in two legs: {asked.workers}")
-            after = eventually(
-                lambda before=before: (now := figures(box, PREFILL))["handed_over"] > before["handed_over"] and now,
-                "the worker says so",
-            )
+            worker = handed_over_in(box, before)
             alone = ask(box, tokens, FEW, backend_instance_id=PREFILL)
             plain = gaps(arrivals(alone, began))[0]
             if alone.said != asked.said:
                 raise SystemExit("two legs said something else than one")
-            ms["worker"].append((after["handover_seconds"] - before["handover_seconds"]) * 1e3)
+            ms["worker"].append(worker * 1e3)
             ms["gap"].append(gap * 1e3)
             ms["gap in one leg"].append(plain * 1e3)
             ms["added"].append((gap - plain) * 1e3)
@@ -204,6 +212,28 @@ def handover(root: Path, rounds: int) -> dict[str, Any]:
         "ms": ms,
         "over the copy": {name: median(ms[name]) / copy for name in ("worker", "gap", "added")},
     }
+
+
+def chunks(root: Path, rounds: int) -> dict[str, Any]:
+    ms: dict[str, dict[str, list[float]]] = {}
+    for step in STEP_TOKENS:
+        profile = root / f"steps-of-{step}.yaml"
+        options = f"options: {{max_batch_tokens: {step}}}"
+        profile.write_text(f"extends: {PROFILES['two legs']}\nmodel: {{name: {MODEL}, {options}}}\n")
+        times = ms[f"{step} tokens a step"] = {name: [] for name in ("first token", "gap", "second token", "worker")}
+        with box_of(root, str(profile)) as box:
+            for seed in range(rounds):
+                before = figures(box, PREFILL)
+                began = time.perf_counter()
+                asked = ask(box, prompt(seed, HANDED_OVER), FEW)
+                first, second, *_ = arrivals(asked, began)
+                if asked.workers != (PREFILL, DECODE):
+                    raise SystemExit(f"not in two legs: {asked.workers}")
+                times["first token"].append(first * 1e3)
+                times["gap"].append((second - first) * 1e3)
+                times["second token"].append(second * 1e3)
+                times["worker"].append(handed_over_in(box, before) * 1e3)
+    return {"ms": ms}
 
 
 # recovery
@@ -301,6 +331,8 @@ def main() -> None:
             found["load"] = load(Path(root), arguments.rates, arguments.requests, arguments.rounds or 3)
         if "handover" in arguments.only:
             found["handover"] = handover(Path(root), arguments.rounds or 5)
+        if "chunks" in arguments.only:
+            found["chunks"] = chunks(Path(root), arguments.rounds or 5)
         if "recovery" in arguments.only:
             found["recovery"] = recovery(Path(root), arguments.rounds or 5)
     print(json.dumps(found) if arguments.json else "\n".join(show(found)))
