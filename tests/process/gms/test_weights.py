@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import gms_peers
 import pytest
 from gms_peers import DEADLINE_S, MIB, Service
 
@@ -90,7 +92,7 @@ class Worker:
     def answer(self) -> Any:
         """While the service's keeper is answered; None when the process has ended."""
         assert self.process.stdout is not None
-        give_up_at = time.monotonic() + DEADLINE_S
+        give_up_at = time.monotonic() + gms_peers.DEADLINE_S
         while not select.select([self.process.stdout], [], [], 0.002)[0]:
             assert time.monotonic() < give_up_at
             if self.service.process.poll() is None:
@@ -208,3 +210,37 @@ def test_a_service_killed_while_a_writer_fills_is_waited_for_and_the_writing_beg
     one.say("go on")
     assert one.answer()[0] is True
     assert one.do("digest") == digest()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_two_tensors_over_a_gibibyte_each_go_everywhere_and_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More bytes than a signed 32-bit number counts, in allocations of their own and in several files. It takes 6 GiB
+    of memory and 3 GiB of disk.
+    """
+    monkeypatch.setattr(gms_peers, "DEADLINE_S", 600.0)
+    size = 1200 * MIB
+    service = Service(tmp_path, capacity_bytes=3 << 30, host_capacity_bytes=3 << 30)
+    one = Worker(service, "w0", size=(2, size))
+    two = Worker(service, "w1", size=(2, size))
+    try:
+        assert (one.do("open")[0], two.do("open")[0]) == (True, False)
+        before = one.do("digest")
+        assert two.do("digest") == before
+        assert service.layout(lambda layout: layout.state == "committed").allocations == 2
+        for place in ("host", "disk"):
+            for worker in (one, two):
+                assert worker.do("unmap") >= 2 * size
+            for there in (place, "device"):
+                moved = service.move(there)  # type: ignore[arg-type]
+                assert (moved.error, moved.bytes) == ("", 2 * size)
+            for worker in (one, two):
+                assert list(worker.do("remap")) == ["attach", "remap", "populate"]
+            assert one.do("digest") == before
+        assert len(list(service.snapshots.glob("*/shard-*"))) == 3
+    finally:
+        for worker in (one, two):
+            worker.close()
+        service.close()
