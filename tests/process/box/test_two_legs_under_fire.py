@@ -45,14 +45,15 @@ CALM_REQUESTS = 4
 SHARE_OF_CALM = 0.7
 SHARE_OF_DEATHS, SHARE_OF_POLICIES = 0.3, 0.05
 KINDS = ["worker"] * 4 + ["kvstore", "router", "frontend"]
-POLICIES = ["fallback", "conditional:min_uncached_tokens=60,min_uncached_share=0.2"]
+POLICIES = ["fallback", "fallback", "conditional:min_uncached_tokens=60,min_uncached_share=0.2"]
 SHARE_OF_ONE_LEG = 0.1
 """Of the deaths of workers: those that may leave nobody for one of the legs. All others wait until somebody is back."""
 
 
-@pytest.fixture
-def box(tmp_path: Path, tiny_model: Path) -> Iterator[Box]:
-    made = MockBox(tmp_path, PROFILE.format(source=tiny_model))
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Box]:
+    """Each test but the last leaves it as it was."""
+    made = MockBox(tmp_path_factory.mktemp("box"), PROFILE.format(source=tiny_model))
     made.start_again()
     yield made
     made.destroy()
@@ -173,14 +174,15 @@ def change_policy(box: Box, policy: str) -> str:
     return policy.partition(":")[0]
 
 
-def undisturbed(box: Box) -> list[tuple[str, int, int]]:
-    """What one worker says to each of the bodies."""
-    expected = []
+@pytest.fixture(scope="module")
+def expected(box: Box) -> list[tuple[str, int, int]]:
+    """What an undisturbed worker says to each of the bodies."""
+    told = []
     for body in bodies():
         alone = Ask(box, {**body, "cache_salt": "alone", "nvext": {"backend_instance_id": "tiny.prefill.0"}}).whole()
         assert alone.workers == (None, "tiny.prefill.0")
-        expected.append(alone.said)
-    return expected
+        told.append(alone.said)
+    return told
 
 
 def all_is_well(box: Box, expected: list[tuple[str, int, int]]) -> None:
@@ -191,9 +193,8 @@ def all_is_well(box: Box, expected: list[tuple[str, int, int]]) -> None:
     assert len(box.pids()) == 1 + 2 * len(box.ps()["processes"]), "the supervisor; a guard and its program each"
 
 
-def under_fire(box: Box, events: int) -> None:
+def under_fire(box: Box, expected: list[tuple[str, int, int]], events: int) -> None:
     rng = random.Random(events)
-    expected = undisturbed(box)
     load = Load(box, expected, events)
     killed: Counter[str] = Counter()
     policies: Counter[str] = Counter()
@@ -228,20 +229,19 @@ def under_fire(box: Box, events: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_twenty_five_deaths_and_departures(box: Box) -> None:
-    under_fire(box, 25)
+def test_twenty_five_deaths_and_departures(box: Box, expected: list[tuple[str, int, int]]) -> None:
+    under_fire(box, expected, 25)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_five_hundred_deaths_and_departures(box: Box) -> None:
-    under_fire(box, 500)
+def test_five_hundred_deaths_and_departures(box: Box, expected: list[tuple[str, int, int]]) -> None:
+    under_fire(box, expected, 500)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_roles_workers_and_policy_change_under_load(box: Box) -> None:
-    expected = undisturbed(box)
+def test_roles_workers_and_policy_change_under_load(box: Box, expected: list[tuple[str, int, int]]) -> None:
     load = Load(box, expected, 0)
 
     def so_many_end(way: str) -> None:
