@@ -10,7 +10,7 @@ wake    from device, host and disk: the supervisor's seconds by phase, "total" f
         worker; "beyond" is what is left of it without the canary, the population and the move of the bytes. Beside
         them a cold start (the snapshot is damaged on purpose), and `dynbox up` as a whole.
 memory  proportional memory (PSS) of weights over every process of the box, as multiples of one copy: maps of memory
-        files named dynbox:… and of weights files; and what the second worker does instead of loading.
+        files named dynbox:…, but for KV, and of weights files; and what the second worker does instead of loading.
 swap    requests to two models that don't fit awake together, in turn: seconds to the first token, beside those of a
         model that is awake.
 """
@@ -46,7 +46,7 @@ TIMEOUT_S = 300.0
 PARTS = ("wake", "memory", "swap")
 
 _HEADER = re.compile(rb"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+ *(?P<path>.*)")
-_WEIGHTS = re.compile(rb"/memfd:dynbox:.*|.*\.safetensors")
+_WEIGHTS = re.compile(rb"/memfd:dynbox:(?!kv:).*|.*\.safetensors")
 
 Seconds = dict[str, list[float]]
 

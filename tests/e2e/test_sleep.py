@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from box_under_test import Box, eventually
+from fakes.memory_files import small_file_system
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -34,13 +35,15 @@ def answer(box: Box, model: str = MODEL, tokens: int = 6) -> str:
 
 
 def weights_pss(pids: set[int]) -> int:
-    """Proportional bytes of weights over processes: mapped memory files of the box, and the model's own file."""
+    """Proportional bytes of weights over processes: mapped memory files of the box but those of KV, and the model's own
+    file.
+    """
     total = 0
     for pid in pids:
         of_weights = False
         for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
             if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-                of_weights = "/memfd:dynbox:" in line or "safetensors" in line
+                of_weights = bool(re.search(r"/memfd:dynbox:(?!kv:)|safetensors", line))
             elif of_weights and line.startswith("Pss:"):
                 total += int(line.split()[1]) * 1024
     return total
@@ -149,6 +152,15 @@ def test_a_damaged_snapshot_is_refused_and_the_model_loads_from_its_source(duo: 
         file.write(bytes([byte[0] ^ 1]))
     assert "cold start" in duo.dynbox("wake", MODEL).stdout
     assert answer(duo) == before
+    assert weights_pss(duo.pids()) <= 1.02 * ONE_COPY
+
+
+def test_a_full_disk_is_said_and_the_weights_stay_on_the_device(duo: Box) -> None:
+    before = answer(duo)
+    with small_file_system(duo.home / "cache" / "snapshots", "1m"):
+        failed = duo.dynbox("sleep", MODEL, "--to", "disk", code=1)
+        assert "its weights are still on the device" in failed.stderr and "free" in failed.stderr
+        assert answer(duo) == before
     assert weights_pss(duo.pids()) <= 1.02 * ONE_COPY
 
 

@@ -64,7 +64,7 @@ def close_all(descriptors: Sequence[int]) -> None:
 @contextlib.contextmanager
 def small_file_system(path: Path, size: str) -> Iterator[Path]:
     """A tmpfs of that size at `path`; the test is skipped where this user may not mount one."""
-    path.mkdir()
+    path.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, check=False
     )
