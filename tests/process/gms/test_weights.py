@@ -21,7 +21,7 @@ TENSORS, BYTES = 400, 64 * 1024
 ALLOCATED = 26 * MIB  # all of them, rounded up to the granularity
 
 CHILD = """
-import ctypes, hashlib, json, sys
+import ctypes, hashlib, json, resource, sys
 from pathlib import Path
 from dynamo_box.gms.client import GmsFailure, TensorSpec, Weights
 from dynamo_box.gms.vmm.host import view
@@ -56,8 +56,13 @@ commands = {
     "unmap": weights.unmap,
     "remap": lambda: weights.remap(timeout_s=30),
     "stray": lambda: ctypes.memset(weights.tensors()["layer.7.weight"].address, 255, 1),
+    "shrink": lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space() + 8 * 1024 * 1024, -1)),
+    "grow": lambda: resource.setrlimit(resource.RLIMIT_AS, (-1, -1)),
     "pss": lambda: sum(int(line.split()[1]) for line in pss_lines()),
 }
+
+def address_space():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 
 def pss_lines():
     ours = False
@@ -165,6 +170,22 @@ def test_a_stray_write_ends_its_process_and_changes_nothing(worker: Callable[...
     assert two.do("stray") is None
     assert two.process.wait(DEADLINE_S) == -signal.SIGSEGV
     assert one.do("digest") == digest()
+
+
+def test_who_has_no_room_for_it_holds_nothing_and_is_in_nobodys_way(
+    service: Service, worker: Callable[..., Worker]
+) -> None:
+    one, two = worker(), worker()
+    for attempt in (one, two):  # as a writer, whose epoch goes, and as a reader
+        attempt.do("shrink")
+        assert attempt.do("open") == "OutOfMemory"
+        attempt.do("grow")
+        if attempt is one:
+            service.layout(lambda layout: layout.state == "empty" and not layout.device_bytes)
+            assert one.do("open")[0] is True
+    service.layout(lambda layout: len(layout.readers) == 1)
+    assert two.do("open")[0] is False
+    assert {each.do("digest") for each in (one, two)} == {digest()}
 
 
 def test_a_writer_killed_while_filling_leaves_nothing_and_the_one_that_waits_writes(
