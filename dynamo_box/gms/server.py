@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from dynamo_box.gms.copying import MoveFailed
+from dynamo_box.gms.copying import MoveFailed, OutOfMemory
 from dynamo_box.gms.epochs import Epochs
 from dynamo_box.gms.keeping import Keeper, NotKept
 from dynamo_box.gms.layout import Epoch
@@ -118,7 +118,7 @@ class GmsServer:
             now = None if result.lost else epoch
         except (MoveFailed, VmmError, NotKept) as error:
             text = f"not moved to {place}: {error}"
-            result = status.Moved(order.id, str(error))
+            result = status.Moved(order.id, str(error), no_room=isinstance(error, OutOfMemory))
         finally:
             self._locks.carry_out(layout, layout.end_move(now, text))
         log.info("layout moved" if not result.error else "layout not moved", layout=name, place=place, text=text)

@@ -95,7 +95,8 @@ class Woken(msgspec.Struct, frozen=True, tag="woken"):
 
 class Moved(msgspec.Struct, frozen=True, tag="moved"):
     """gms: the result of Move. With an `error` the layout is where it was, unless `lost`: then it is gone
-    (a damaged snapshot), and a worker has to load the model from its source. `holders` are processes in the way.
+    (a damaged snapshot), and a worker has to load the model from its source. `no_room`: what it lacks is memory, of
+    which there may be more later. `holders` are processes in the way.
     """
 
     id: int
@@ -104,6 +105,7 @@ class Moved(msgspec.Struct, frozen=True, tag="moved"):
     bytes: int = 0
     phases: dict[str, float] = {}
     holders: tuple[str, ...] = ()
+    no_room: bool = False
 
 
 class Asked(msgspec.Struct, frozen=True, tag="asked"):
