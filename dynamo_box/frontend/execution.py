@@ -2,7 +2,8 @@
 
 A placement names one worker, or two: then the request begins with a prefill leg on the one, which computes the prompt,
 says the first token and leaves the prompt's KV in the tiers, and goes on with a decode leg on the other, which takes
-that KV over. Whatever is lost on the way, the request goes on elsewhere in one leg: prompt and tokens so far are a
+that KV over. Where that one takes nothing new any more (it drains, changes its role, falls asleep), another one takes
+it over. Whatever else is lost on the way, the request goes on elsewhere in one leg: prompt and tokens so far are a
 prompt like any other. Three things are not made up for: a request that is pinned to its worker, one that has lost too
 many, and, under the policy `strict`, two legs of which the client has heard something: nobody may compute that prompt
 again but a prefill worker.
@@ -18,7 +19,7 @@ from dynamo_box.discovery.instances import Instance
 from dynamo_box.frontend import errors
 from dynamo_box.frontend.errors import ApiError
 from dynamo_box.frontend.intake import Task
-from dynamo_box.frontend.losses import FellAsleep, Losses, WorkerFailed, judge, told
+from dynamo_box.frontend.losses import FellAsleep, Losses, NotTaken, WorkerFailed, judge, told
 from dynamo_box.frontend.placing import Placing
 from dynamo_box.frontend.preprocess import Prompt
 from dynamo_box.frontend.progress import Progress
@@ -126,6 +127,9 @@ class Execution:
         """Find a place for what is left of the request, and start there."""
         lease = self._lease = await self._place()
         placed = lease.placed
+        if self._unclaimed is not None:
+            await self._take_over(placed.worker, self._unclaimed[1])
+            return
         first = placed.prefill.worker if placed.prefill is not None else None
         self._two_legs, self._strict = first is not None, placed.policy == "strict"
         self._leg = "whole" if first is None else "prefill"
@@ -134,6 +138,15 @@ class Execution:
         if first is not None:  # whoever takes over is there, so what is begun can be handed over
             connection = await self._reach(first)
         self._start(connection, self._leg)
+
+    async def _take_over(self, worker: str, transfer: Transfer) -> None:
+        """In place of a decode worker that has not taken what was handed over, another one does."""
+        self._live.stats.taken_over_by(worker)
+        connection = await self._reach(worker)
+        if self._strict and connection.instance.role == "prefill":
+            why = self._setback.message if self._setback is not None else "its decode worker fell asleep"
+            raise errors.not_handed_over(f"{why}; only workers for prefill are left")
+        self._start(connection, "decode", transfer)
 
     async def _hand_over(self, prefilled: Delta) -> None:
         """The prompt is computed, and its first token passed on: go on with that on the other worker, if it can be."""
@@ -225,7 +238,7 @@ class Execution:
         if not fell_asleep and not self._sleepers.is_sleeping(stats.model):
             return False
         log.info("model fell asleep", request_id=stats.request_id, worker=self._worker, reason=str(error))
-        self._give_up_place(str(error))
+        self._give_up_place(str(error), kept=self._kept(error))
         stats.unplaced()
         await self._sleepers.wait_until_awake(self._live)
         self._losses.clear()
@@ -249,10 +262,15 @@ class Execution:
         loss = told(self._worker, error)
         if self._task.pin or self._losses.count >= MAX_PLACEMENTS:
             raise loss from error
-        self._elsewhere(loss)
+        self._elsewhere(loss, kept=self._kept(error))
 
-    def _elsewhere(self, setback: ApiError) -> None:
-        """The placement is of no use any more: what is left of the request is placed again, in one leg.
+    def _kept(self, error: WorkerLost) -> tuple[WorkerSequence, Transfer] | None:
+        """What was handed over and not taken: whoever is next may have it."""
+        return self._unclaimed if isinstance(error, NotTaken) else None
+
+    def _elsewhere(self, setback: ApiError, kept: tuple[WorkerSequence, Transfer] | None = None) -> None:
+        """The placement is of no use any more: what is left of the request is placed again, in one leg. It is the
+        second one, if what the first one left is `kept`.
 
         Raises:
             ApiError: the policy does not allow that.
@@ -261,21 +279,24 @@ class Execution:
         self._setback = setback
         if self._set_back_at is None:
             self._set_back_at = time.monotonic()
-        self._give_up_place(setback.message)
-        if two_legs and not self._strict:
+        self._give_up_place(setback.message, kept)
+        if two_legs and not self._strict and kept is None:
             self._one_leg = True
             self._live.stats.fell_back()
         self._metrics.migrations.labels(self._task.model).inc()
 
-    def _give_up_place(self, reason: str) -> None:
+    def _give_up_place(self, reason: str, kept: tuple[WorkerSequence, Transfer] | None = None) -> None:
         """
         Raises:
             ApiError: the client has heard something, and the policy does not allow to go on with that in one leg.
         """
+        if kept is not None:
+            self._unclaimed = None
         self.close()
+        self._unclaimed = kept
         if not self._progress.begun:
             return
-        if self._two_legs and self._strict:
+        if self._two_legs and self._strict and kept is None:
             raise errors.not_handed_over(reason)
         self._one_leg = True
 

@@ -11,11 +11,18 @@ from dynamo_box.protocol.request import Delta
 WENT_TO_SLEEP = ("worker is going to sleep", "worker is asleep")
 """So a worker refuses what was placed on it just before."""
 
+TAKES_NOTHING_NEW = ("worker is changing its role", "worker is draining")
+"""So a worker refuses what was placed on it before it heard that."""
+
 CANCELLED = "cancelled:"
 """So begins the error of what a person ended; nobody tries it again."""
 
 
-class FellAsleep(WorkerLost):
+class NotTaken(WorkerLost):
+    """The worker has not begun with it."""
+
+
+class FellAsleep(NotTaken):
     """The model went to sleep before this request had its turn."""
 
 
@@ -31,6 +38,8 @@ def judge(delta: Delta, *, begun: bool) -> ApiError | WorkerLost:
         return errors.put_to_sleep(delta.error)
     if delta.error.startswith(WENT_TO_SLEEP):
         return FellAsleep(delta.error)
+    if delta.error.startswith(TAKES_NOTHING_NEW):
+        return NotTaken(delta.error)
     if delta.rejected and not begun:
         return errors.invalid_request(delta.error)
     return WorkerFailed(delta.error)

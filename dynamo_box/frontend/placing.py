@@ -10,10 +10,10 @@ import msgspec
 
 from dynamo_box.frontend import errors
 from dynamo_box.frontend.errors import ApiError
-from dynamo_box.frontend.losses import FellAsleep
+from dynamo_box.frontend.losses import FellAsleep, NotTaken
 from dynamo_box.frontend.routing import Lease, RouterClient, RouterGone
 from dynamo_box.frontend.sleepers import Sleepers
-from dynamo_box.frontend.workers import WorkerConnection, WorkerLost, Workers
+from dynamo_box.frontend.workers import WorkerConnection, Workers
 from dynamo_box.protocol.route import Place, Unplaced
 
 CONNECTION_WAIT_S = 2.0
@@ -73,14 +73,14 @@ class Placing:
         """The connection to a worker that the router knows.
 
         Raises:
-            WorkerLost: there is none, even after a moment.
+            NotTaken: there is none, even after a moment.
         """
         deadline = time.monotonic() + CONNECTION_WAIT_S
         while (connection := self.workers.connection(worker)) is None:
             left_s = deadline - time.monotonic()
             self._require_awake(model)
             if left_s <= 0:
-                raise WorkerLost("it can't be reached")
+                raise NotTaken("it can't be reached")
             await self.workers.wait_for_change(left_s)
         return connection
 

@@ -64,6 +64,11 @@ class RequestStats:
         self._at = self.worker
         self._recent = self._totals.recent_of(self._at)
 
+    def taken_over_by(self, worker: str) -> None:
+        """Another one than the worker that was to go on."""
+        self.worker, self.phase = worker, "handover"
+        self.handing_over()
+
     def fell_back(self) -> None:
         """What was to be handed over is computed again."""
         self.legs = "fell_back"

@@ -172,6 +172,9 @@ class Story:
     def fail_decode(self, error: str) -> None:
         self.decode.send(Delta(self._second.id, (), "error", error=error))
 
+    def end_prefill_with_transfer(self) -> None:
+        prefilled(self.prefill, self._first)
+
     def end_prefill(self, error: str = "") -> None:
         prefilled(self.prefill, self._first, None, error)
 
@@ -277,7 +280,7 @@ def test_whatever_is_lost_under_fallback_goes_on_in_one_leg(tmp_path: Path, tiny
 
 def test_what_strict_can_not_hand_over_is_an_error_with_its_reason(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=0.3) as box:
+        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=1.0) as box:
             prefill, decode = await two_legs(box, "strict")
             story = Story(box, prefill, decode)
             for lose, _, reason in LOSSES:
@@ -308,6 +311,62 @@ def test_what_strict_can_not_hand_over_is_an_error_with_its_reason(tmp_path: Pat
             assert (second.leg, second.must_transfer) == ("decode", True)
             say(decode, second, *TOKENS[1:], finish="length")
             assert (await story.answering).text() == box.tokenizer.decode(TOKENS)
+
+    scenario(work)
+
+
+def test_what_a_decode_worker_does_not_take_another_one_takes_over(tmp_path: Path, tiny_model: Path) -> None:
+    """It drains, changes its role or is gone before its turn has come: no policy has the prompt computed again."""
+
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            prefill, decode = await two_legs(box, "strict")
+            other = await box.add_worker("d1", "decode")
+            await health_with(box, {"prefill": 1, "decode": 2})
+            story = Story(box, prefill, decode)
+
+            async def goes_on(must_transfer: bool) -> None:
+                second = await other.generated()
+                assert (second.leg, second.transfer, second.must_transfer) == ("decode", TRANSFER, must_transfer)
+                assert unpack_tokens(second.tokens) == PROMPT + TOKENS[:1]
+                assert (box.router.places[-1].exclude, box.router.places[-1].one_leg) == (("d0",), True)
+                say(other, second, *TOKENS[1:], finish="length")
+                answer = await story.answering
+                assert (answer.text(), answer.events[-1]) == (box.tokenizer.decode(TOKENS), "[DONE]")
+                extension = answer.chunks()[-2]["nvext"]
+                assert (extension["worker_id"], extension["prefill_worker_id"]) == ("d1", "p0")
+                await box.nothing_left()
+                assert not given_up(prefill, decode, other)
+
+            for policy in ("strict", "fallback"):
+                box.router.policy = policy
+                for refusal in ("worker is draining", "worker is changing its role"):
+                    await story.begin(BODY)
+                    await story.first_token()
+                    await story.hand_over()
+                    story.fail_decode(refusal)
+                    await goes_on(policy == "strict")
+            await story.begin(BODY)
+            await story.first_token()
+            decode.withdraw()
+            await health_with(box, {"prefill": 1, "decode": 1})
+            story.end_prefill_with_transfer()
+            await goes_on(must_transfer=False)
+            metrics = await metrics_of(box)
+            assert f'dynbox_disagg_requests_total{{model="{MODEL}",outcome="two_legs"}} 5.0' in metrics
+
+            # Nobody is left who may take it over.
+            box.router.policy = "strict"
+            box.router.workers.remove("d0")
+            await story.begin(BODY)
+            await story.first_token()
+            other.close()
+            await health_with(box, {"prefill": 1})
+            story.end_prefill_with_transfer()
+            error = (await story.answering).chunks()[-1]["error"]
+            assert error["code"] == "not_handed_over"
+            assert "only workers for prefill are left" in error["message"]
+            await eventually(lambda: prefill.given_up == [TRANSFER.key], "it need not be held any longer")
 
     scenario(work)
 
