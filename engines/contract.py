@@ -18,10 +18,6 @@ from dynamo_box.protocol.spec import WorkerSpec
 
 KV_EVENTS = "kv_events"
 PRIORITIES = "priorities"
-TOOLS = "tools"
-GUIDED_DECODING = "guided_decoding"
-LORA = "lora"
-LOGPROBS = "logprobs"
 KV_TIERS = "kv_tiers"
 """The engine stores blocks in the box's KV tiers and loads them from there."""
 DISAGG = "disagg"

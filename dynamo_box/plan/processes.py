@@ -184,7 +184,6 @@ def _worker(
             kv_bytes=kv * len(worker.devices),
             max_batch=worker.model.max_batch,
             options=_options(worker),
-            gpu_indices=tuple(gpu.index for gpu in worker.gpus if not gpu.simulated),
             gms=gms_name(worker.device) if uses_gms(worker) else "",
             layout=worker.model.name if uses_gms(worker) else "",
             kvstore=KVSTORE if tiers else "",

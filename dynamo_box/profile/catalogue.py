@@ -38,7 +38,6 @@ def _llama(
     context: int,
     tied: bool,
     dtype: str = "bfloat16",
-    download: int | None = None,
 ) -> ModelFacts:
     parameters = llama_parameters(
         layers=layers,
@@ -64,7 +63,6 @@ def _llama(
         head_dim=head_dim,
         vocab_size=vocab,
         context_length=context,
-        download_bytes=weights if download is None else download,
     )
 
 
@@ -82,7 +80,6 @@ _MODELS = (
         context=8192,
         tied=True,
         dtype="float32",
-        download=98_362_432,
     ),
     _llama(
         "smollm2-360m-instruct",

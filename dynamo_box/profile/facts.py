@@ -25,4 +25,3 @@ class ModelFacts(msgspec.Struct, frozen=True):
     context_length: int
     path: str | None = None
     fingerprint: str = ""
-    download_bytes: int | None = None

@@ -24,7 +24,6 @@ import msgspec
 HEADER = struct.Struct(">I")
 MAX_FRAME = 16 * 1024 * 1024
 MAX_BACKLOG = 64 * 1024 * 1024
-SOCKET_BUFFER = 1024 * 1024
 STATUS_FD_VARIABLE = "DYNBOX_STATUS_FD"
 
 M = TypeVar("M")

@@ -50,7 +50,6 @@ class WorkerSpec(msgspec.Struct, frozen=True, tag="worker"):
     kv_bytes: int
     max_batch: int
     options: dict[str, bool | int | float | str] = {}
-    gpu_indices: tuple[int, ...] = ()
     gms: str = ""
     """The process that serves this worker's weight memory; its socket is `RunDir.worker_socket(gms)`. "" for none."""
     layout: str = ""

@@ -31,8 +31,6 @@ from dynamo_box.supervisor.sweep import end_processes
 TERM_GRACE_S = 5.0
 """What a guard gives its descendants between TERM and KILL when the supervisor is gone."""
 
-NO_EXEC_STATUS = 127
-
 
 @dataclass(frozen=True)
 class Ending:
@@ -42,7 +40,6 @@ class Ending:
     signal: int | None = None
     guard_lost: bool = False
     no_exec: str = ""
-    orphans_killed: int = 0
 
     @property
     def text(self) -> str:
@@ -247,9 +244,9 @@ class Life:
         """Close everything; after a lost guard, first end what it left."""
         ending = self._ending
         if ending is None:
-            report = await asyncio.to_thread(end_processes, self._surroundings.run_id.__eq__, self._plan.name)
+            await asyncio.to_thread(end_processes, self._surroundings.run_id.__eq__, self._plan.name)
             self.killed = True
-            ending = Ending(guard_lost=True, orphans_killed=report.killed)
+            ending = Ending(guard_lost=True)
         self._capture.drain()
         self._capture.close()
         if self._channel is not None:
