@@ -36,7 +36,6 @@ from dynamo_box.tui.log_feed import LiveLog, LogBatch
 from dynamo_box.tui.recorder import Recorder
 from dynamo_box.tui.recording import Kind, Recording
 
-HZ = 2.0
 PORT = 8000
 KEPT_DECISIONS = 16
 """Most of a snapshot are the router's decisions, and of these most are in the snapshot before as well."""
@@ -131,15 +130,15 @@ async def crash_recovery(load: Load, run: RunDir) -> None:
 
 async def sleep_wake(load: Load, run: RunDir) -> None:
     """Two models that don't fit awake together take turns; a person puts one to sleep, on disk, and wakes it."""
-    await asyncio.sleep(3)
+    await asyncio.sleep(2)
     first, second = "smollm2", "smollm2-bf16"
     for model in (first, second, first):
-        await load.at(1.5, 5, tokens=24, model=model)
+        await load.at(1, 4, tokens=16, model=model)
         await load.settle()
     await asyncio.to_thread(steer, run, lambda client: client.sleep(first, to="disk", timeout_s=60.0))
-    await asyncio.sleep(4)
+    await asyncio.sleep(3)
     await asyncio.to_thread(steer, run, lambda client: client.wake(first, timeout_s=60.0))
-    await load.at(1.5, 5, tokens=24, model=first)
+    await load.at(1, 4, tokens=16, model=first)
 
 
 async def disagg(load: Load, run: RunDir) -> None:
@@ -158,7 +157,7 @@ async def disagg(load: Load, run: RunDir) -> None:
 
 class Story(NamedTuple):
     """`chapters` and `fresh` as in Load: a model that computes on a cpu has no time for long prompts. `simulate` are
-    the devices that a profile is tried on.
+    the devices that a profile is tried on. `hz` is how often it is looked at.
     """
 
     tell: Callable[[Load, RunDir], Awaitable[None]]
@@ -166,12 +165,13 @@ class Story(NamedTuple):
     chapters: int = 3
     simulate: str = ""
     fresh: float = 0.0
+    hz: float = 2.0
 
 
 STORIES = {
     "routed-load": Story(routed_load),
     "crash-recovery": Story(crash_recovery),
-    "sleep-wake": Story(sleep_wake, "two-models", 0),
+    "sleep-wake": Story(sleep_wake, "two-models", 0, hz=1.0),
     "disagg": Story(disagg, "llama70b-disagg", 9, "gpu=8x80GiB", fresh=0.6),
 }
 
@@ -243,7 +243,7 @@ def _fewer_decisions(process: ProcessInfo) -> ProcessInfo:
 _REQUEST_ID = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24}\b")
 
 
-def record(run: RunDir, recorder: Recorder, scrubber: Scrubber, stop: threading.Event) -> None:
+def record(run: RunDir, hz: float, recorder: Recorder, scrubber: Scrubber, stop: threading.Event) -> None:
     """Until the box ends or `stop` is set."""
     log = LiveLog()
 
@@ -252,7 +252,7 @@ def record(run: RunDir, recorder: Recorder, scrubber: Scrubber, stop: threading.
 
     log.start_log(take)
     with ControlClient.connect(run) as client:
-        for snapshot in client.watch(HZ):
+        for snapshot in client.watch(hz):
             if stop.is_set():
                 break
             log.look_in(Path(snapshot.box.logs_dir))
@@ -306,7 +306,7 @@ def make(name: str) -> None:
 
 async def tell(story: Story, run: RunDir, port: int, recorder: Recorder, scrubber: Scrubber) -> None:
     stop = threading.Event()
-    recording = asyncio.create_task(asyncio.to_thread(record, run, recorder, scrubber, stop))
+    recording = asyncio.create_task(asyncio.to_thread(record, run, story.hz, recorder, scrubber, stop))
     load = Load(port, story.chapters, story.fresh)
     await story.tell(load, run)
     await load.finish()

@@ -7,6 +7,7 @@ from pathlib import Path
 DEMOS = {
     "routed-load": "eight workers under a load with shared prompts: idle, busy, bursts",
     "crash-recovery": "a worker and the router killed under load, and back",
+    "sleep-wake": "two models that don't fit awake together take turns; then one sleeps on disk and is woken",
     "disagg": "prompts here, answers there on a rehearsed 70B model; a prefill worker killed under load",
 }
 SUFFIX = ".dynrec"

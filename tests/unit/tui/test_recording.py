@@ -111,6 +111,17 @@ def test_a_recording_from_before_models_slept_still_plays(demo: str) -> None:
     assert [each.figures.waking for each in old.processes if isinstance(each.figures, FrontendFigures)] in ([], [{}])
 
 
+def test_the_demo_of_sleep_has_models_in_every_place_and_on_their_ways() -> None:
+    seen: set[tuple[str, str]] = set()
+    with Recording.open(demos.path("sleep-wake")) as recording:
+        moments = [recording.snapshot(at) for at in range(len(recording)) if recording.kind(at) is Kind.SNAPSHOT]
+    for moment in moments:
+        assert moment is not None
+        seen |= {(model.state, model.residency.place) for model in moment.models if model.residency is not None}
+    assert {("ready", "device"), ("asleep", "host"), ("asleep", "disk")} <= seen
+    assert {"falling_asleep", "waking"} <= {state for state, _ in seen}
+
+
 def test_a_snapshot_of_no_time_is_left_out_and_counted(tmp_path: Path) -> None:
     path = tmp_path / "box.dynrec"
     with Recorder(path) as recorder:
