@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import math
 import mmap
+import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
+from dynamo_box.kv.pages import POPULATE_WRITE, populate
 from dynamo_box.protocol.spec import WorkerSpec
 from engines.contract import EngineError
 from engines.native.config import LlamaConfig
+
+PREPARED_BYTES = 128 * 1024 * 1024
+"""Of the blocks that come next: some thousand tokens of a small model."""
+PREPARED_AT_ONCE = 4 * 1024 * 1024
 
 
 class KvCache:
@@ -23,7 +28,10 @@ class KvCache:
     blocks are plain ones. Attention gathers its pieces all the same, and takes as long for it as where all blocks of a
     layer lie together.
 
-    Anonymous memory, so that it costs nothing before it is first written, and reads as zeros, never as NaN.
+    Anonymous memory, so that it costs nothing before it is first written, and reads as zeros, never as NaN. The first
+    write to a block takes four times as long as others, for want of pages. `prepare` gets them ahead of copies. (Huge
+    pages are not asked for: where memory is in pieces the kernel makes room for them as they are touched, which takes
+    longer still.)
     """
 
     def __init__(
@@ -34,12 +42,15 @@ class KvCache:
         self.bytes = count * dtype.itemsize
         self.blocks = blocks
         self._memory = mmap.mmap(-1, self.bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            self._memory.madvise(mmap.MADV_HUGEPAGE)  # the first copy into a block is half as long
         self.data = np.frombuffer(self._memory, np.uint8).reshape(blocks, -1)
         """Its bytes, for those who copy blocks: [blocks, bytes of a block]."""
         flat = torch.frombuffer(self._memory, dtype=dtype, count=count)
         self._address = flat.data_ptr()
+        self.loaded = 0
+        """Blocks from the first one on among which are all that something was copied into."""
+        self._guard = threading.Lock()
+        self._prepared = 0
+        """Blocks from the first one on for whose pages the kernel was asked."""
         self._layers = tuple(layer.unbind(1) for layer in flat.view(shape).unbind(1))
         """Keys and values: [blocks, block_size, kv_heads, head_dim] each."""
 
@@ -56,9 +67,27 @@ class KvCache:
 
     def close(self) -> None:
         """Give the memory back; the cache is of no further use."""
-        self._layers = ()
-        del self.data
-        self._memory.close()
+        with self._guard:
+            self._prepared = self.blocks
+            self._layers = ()
+            del self.data
+            self._memory.close()
+
+    def prepare(self) -> bool:
+        """Get some more pages for the blocks behind those that were `loaded`; False if enough of them have theirs, or
+        nothing was loaded yet: others need not have the memory before they write to it. May be called on any thread.
+        """
+        with self._guard:
+            used = self.loaded
+            block_bytes = self.bytes // self.blocks
+            start = max(self._prepared, used)
+            end = min(start + max(PREPARED_AT_ONCE // block_bytes, 1), self.blocks)
+            if not used or start >= end or (start - used) * block_bytes >= PREPARED_BYTES:
+                return False
+            first = start * block_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+            last = -(-end * block_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+            self._prepared = end
+            return populate(self._address + first, last - first, POPULATE_WRITE)
 
     def write(
         self, layer: int, slots: tuple[torch.Tensor, torch.Tensor], keys: torch.Tensor, values: torch.Tensor
@@ -117,8 +146,12 @@ class PoolCopier:
             np.copyto(np.frombuffer(slot, np.uint8), self.cache.data[block])
 
     def copy_in(self, slots: Sequence[memoryview], blocks: Sequence[int]) -> None:
+        self.cache.loaded = max(self.cache.loaded, max(blocks) + 1)
         for slot, block in zip(slots, blocks, strict=True):
             np.copyto(self.cache.data[block], np.frombuffer(slot, np.uint8))
+
+    def prepare(self) -> bool:
+        return self.cache.prepare()
 
     def clear(self, blocks: Iterable[int]) -> None:
         for block in blocks:

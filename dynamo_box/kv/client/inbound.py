@@ -125,7 +125,7 @@ class InboundLane(Lane[Seek | Fetch | Forgo]):
             self._going.rotate(-1)
             if self._advance(link, progress):
                 return True
-        return link.arena.map_ahead()
+        return link.arena.map_ahead() or self._copier.prepare()
 
     def next_deadline(self) -> float | None:
         first = [progress.batches[0] for progress in self._going]

@@ -31,6 +31,11 @@ class Copier(Protocol):
     def copy_in(self, slots: Sequence[memoryview], blocks: Sequence[int]) -> None:
         """Arena to pool."""
 
+    def prepare(self) -> bool:
+        """Called while there is nothing to copy: a little work that makes later copies into the pool faster. False if
+        there is none.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:

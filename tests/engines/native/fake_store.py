@@ -41,6 +41,9 @@ class Contents:
     def copy_in(self, slots: Sequence[memoryview], blocks: Sequence[int]) -> None:
         raise NotImplementedError
 
+    def prepare(self) -> bool:
+        raise NotImplementedError
+
 
 @dataclass
 class FakeStore:

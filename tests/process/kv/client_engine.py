@@ -62,6 +62,9 @@ class Engine:
             for slot, block in zip(slots, blocks, strict=True):
                 self.pool[block] = bytes(slot)
 
+    def prepare(self) -> bool:
+        return False
+
     @contextlib.contextmanager
     def _copying(self) -> Iterator[None]:
         with self.arrived:
