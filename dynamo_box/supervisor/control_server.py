@@ -206,7 +206,7 @@ class _Client:
                 self._channel.send(control.Error(request.id, ExitCode.USAGE, refusal))
 
     def _answer(self, request_id: int, work: Coroutine[None, None, control.ControlReply]) -> None:
-        """Answer later; an error of the box becomes an Error."""
+        """Answer later; an error of the box becomes an Error, and so does a defect."""
         if len(self._tasks) >= MAX_TASKS_PER_CLIENT:
             work.close()
             self._channel.send(
@@ -219,6 +219,12 @@ class _Client:
                 self._channel.send(await work)
             except BoxError as error:
                 self._channel.send(error_reply(request_id, error))
+            except Exception as error:  # noqa: BLE001 - the loop logs it
+                # A defect: whoever asked must not wait for ever, and the box goes on.
+                told = {"message": "what was asked for failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(told)
+                text = f"a defect of the supervisor: {type(error).__name__}: {error}"
+                self._channel.send(control.Error(request_id, ExitCode.FAILED, text, "see `dynbox logs supervisor`"))
 
         task = asyncio.get_running_loop().create_task(answer())
         self._tasks.add(task)
