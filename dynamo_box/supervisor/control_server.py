@@ -219,12 +219,10 @@ class _Client:
                 self._channel.send(await work)
             except BoxError as error:
                 self._channel.send(error_reply(request_id, error))
-            except Exception as error:  # noqa: BLE001 - the loop logs it
-                # A defect: whoever asked must not wait for ever, and the box goes on.
-                told = {"message": "what was asked for failed", "exception": error}
-                asyncio.get_running_loop().call_exception_handler(told)
-                text = f"a defect of the supervisor: {type(error).__name__}: {error}"
-                self._channel.send(control.Error(request_id, ExitCode.FAILED, text, "see `dynbox logs supervisor`"))
+            except Exception as error:  # noqa: BLE001 - a defect: the client must not wait for ever, and people must see it
+                what = f"a defect of the supervisor: {error!r}"
+                self._box.events.add("error", None, what)
+                self._channel.send(control.Error(request_id, ExitCode.FAILED, what))
 
         task = asyncio.get_running_loop().create_task(answer())
         self._tasks.add(task)

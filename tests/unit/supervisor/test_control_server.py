@@ -23,8 +23,11 @@ async def restart(process: str, drain_s: float) -> str:
 def test_a_defect_is_answered_too(tmp_path: Path) -> None:
     """Whoever asked must not wait for an answer that never comes."""
 
+    told: list[tuple[str, str | None, str]] = []
+
     async def asked() -> control.ControlReply:
-        box = cast(Box, SimpleNamespace(acts=SimpleNamespace(restart=restart), models=None))
+        events = SimpleNamespace(add=lambda *event: told.append(event))
+        box = cast(Box, SimpleNamespace(acts=SimpleNamespace(restart=restart), models=None, events=events))
         server = ControlServer(box, cast(Stopper, None))
         await server.start(listen_unix(tmp_path / "control.sock"))
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -43,4 +46,5 @@ def test_a_defect_is_answered_too(tmp_path: Path) -> None:
     reply = asyncio.run(asked())
     assert isinstance(reply, control.Error)
     assert (reply.id, reply.code) == (7, ExitCode.FAILED)
-    assert "KeyError: 'router'" in reply.what
+    assert "KeyError('router')" in reply.what
+    assert told == [("error", None, reply.what)]
