@@ -1,6 +1,6 @@
 """Processes die, clients leave and the policy changes, at random, in a box that serves requests in two legs; or a
 person changes roles, workers and policy under load. What is answered is what an undisturbed worker answers, no request
-fails but those of a frontend that dies, and in the end nothing is held.
+fails but those of a frontend that dies and those of which the policy `strict` says so, and in the end nothing is held.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -45,7 +45,7 @@ CALM_REQUESTS = 4
 SHARE_OF_CALM = 0.7
 SHARE_OF_DEATHS, SHARE_OF_POLICIES = 0.3, 0.05
 KINDS = ["worker"] * 4 + ["kvstore", "router", "frontend"]
-POLICIES = ["fallback", "fallback", "conditional:min_uncached_tokens=60,min_uncached_share=0.2"]
+POLICIES = ["fallback", "fallback", "conditional:min_uncached_tokens=60,min_uncached_share=0.2", "strict"]
 SHARE_OF_ONE_LEG = 0.1
 """Of the deaths of workers: those that may leave nobody for one of the legs. All others wait until somebody is back."""
 
@@ -75,7 +75,7 @@ def bodies() -> list[dict[str, Any]]:
 
 class Load:
     """Clients that ask and compare. Whoever takes something from `leave` gives its request up at a random point, and
-    whose frontend has died asks again.
+    whose frontend has died asks again. Who knew the policy `strict` may have been refused by it.
     """
 
     def __init__(self, box: Box, expected: list[tuple[str, int, int]], seed: int) -> None:
@@ -85,6 +85,8 @@ class Load:
         self._over = threading.Event()
         self.leave: SimpleQueue[None] = SimpleQueue()
         self.frontends_killed = 0
+        self.strict, self.strict_before = False, 0
+        """Whether that is the policy now, and how often it came."""
         self.endings: Counter[str] = Counter()
         self.wrong: list[str] = []
         self._threads = [
@@ -106,23 +108,36 @@ class Load:
                 self._give_up(body, rng)
 
     def _ask(self, number: int, body: dict[str, Any]) -> None:
-        killed = self.frontends_killed
+        forgives = self._forgives()
         ask = Ask(self._box, body)
         try:
             ask.whole()
         except (Failed, OSError) as error:
-            if isinstance(error, BrokenOff) and killed < self.frontends_killed:
+            if not forgives(error):
+                self.wrong.append(f"request {number} failed: {error!r}")
+            elif isinstance(error, BrokenOff):
                 self.endings["asked again"] += 1
                 self._ask(number, body)
             else:
-                self.wrong.append(f"request {number} failed: {error!r}")
+                self.endings["refused by the policy"] += 1
             return
         if ask.said != self._expected[number]:
             self.wrong.append(f"request {number} ({ask.workers}) said {ask.said}, not {self._expected[number]}")
         self.endings["two legs" if ask.workers[0] else "one leg"] += 1
 
+    def _forgives(self) -> Callable[[Exception], bool]:
+        """Tells whether the end of a request that begins now is not wrong."""
+        frontends, strict, before = self.frontends_killed, self.strict, self.strict_before
+
+        def forgives(error: Exception) -> bool:
+            if isinstance(error, BrokenOff):
+                return frontends < self.frontends_killed
+            return isinstance(error, Failed) and "strict" in str(error) and (strict or before < self.strict_before)
+
+        return forgives
+
     def _give_up(self, body: dict[str, Any], rng: random.Random) -> None:
-        killed = self.frontends_killed
+        forgives = self._forgives()
         ask = Ask(self._box, body)
         after = rng.choice(["no time", "a while", "some tokens"])
         self.endings[f"left after {after}"] += 1
@@ -135,7 +150,7 @@ class Load:
                     if seen == wanted:
                         break
         except (Failed, OSError) as error:
-            if not isinstance(error, BrokenOff) or killed == self.frontends_killed:
+            if not forgives(error):
                 self.wrong.append(f"a request that was to be left failed: {error!r}")
         finally:
             ask.close()
@@ -167,10 +182,14 @@ def kill_somebody(box: Box, load: Load, rng: random.Random) -> str:
     return str(name)
 
 
-def change_policy(box: Box, policy: str) -> str:
+def change_policy(box: Box, load: Load, policy: str) -> str:
+    strict = policy == "strict"
+    if strict:
+        load.strict, load.strict_before = True, load.strict_before + 1
     eventually(lambda: box.process("router")["state"] == "ready", "there is a router to be told")
     with ControlClient.connect(RunDir(box.run_dir)) as client:
         client.set_option("router", "disagg", policy)
+    load.strict = strict
     return policy.partition(":")[0]
 
 
@@ -210,7 +229,7 @@ def under_fire(box: Box, expected: list[tuple[str, int, int]], events: int) -> N
             if act < SHARE_OF_DEATHS:
                 killed[kill_somebody(box, load, rng)] += 1
             elif act < SHARE_OF_DEATHS + SHARE_OF_POLICIES:
-                policies[change_policy(box, rng.choice(POLICIES))] += 1
+                policies[change_policy(box, load, rng.choice(POLICIES))] += 1
             else:
                 load.leave.put(None)
             if load.wrong:
@@ -223,7 +242,7 @@ def under_fire(box: Box, expected: list[tuple[str, int, int]], events: int) -> N
     print(f"requests: {dict(load.endings)}")
     assert not load.wrong, "\n".join(load.wrong)
     assert load.endings["two legs"] > events
-    change_policy(box, "fallback")
+    change_policy(box, load, "fallback")
     all_is_well(box, expected)
 
 
