@@ -121,9 +121,12 @@ class Scaling:
             self._acts.check_is_up()
             self._forget(leaving)
         cut = f", with {unfinished} requests unfinished" if unfinished else ""
-        gone = ", ".join(child.name for child in leaving)
-        self._emit("warning" if unfinished else "info", None, f"{gone} gone{cut}")
-        return f"{gone} gone{cut}"
+        model = leaving[0].plan.model
+        none = not any(child.plan.model == model for child in self._children.values())
+        rest = f"; nothing serves {model} until `dynbox scale` starts a worker of it" if none else ""
+        gone = f"{', '.join(child.name for child in leaving)} gone{cut}{rest}"
+        self._emit("warning" if unfinished or none else "info", None, gone)
+        return gone
 
     def _forget(self, children: Sequence[Child]) -> None:
         """A box that is on its way down forgets nobody: it goes through them all just now."""

@@ -47,7 +47,7 @@ class SharedWeights:
 
         def waiting(queued: Queued) -> None:
             seconds = round(time.monotonic() - began)  # grows, so that this counts as progress of the start
-            progress(f"waiting for weights from {queued.holder}", seconds, None, "s")
+            progress(f"waiting for weights: {queued.holder}", seconds, None, "s")
 
         try:
             opened = self._weights.open(

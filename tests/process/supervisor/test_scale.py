@@ -51,7 +51,9 @@ def test_up_down_to_none_and_back(box: BoxUnderTest) -> None:
     assert scale(box, 0) == (
         "tiny has 0 aggregated workers: tiny.aggregated.2, tiny.aggregated.1, tiny.aggregated.0 gone"
     )
-    assert scale(box, 0, "prefill") == "tiny has 0 prefill workers: tiny.prefill.0 gone"
+    assert scale(box, 0, "prefill") == (
+        "tiny has 0 prefill workers: tiny.prefill.0 gone; nothing serves tiny until `dynbox scale` starts a worker of it"
+    )
     snapshot = box.snapshot()
     assert [process.name for process in snapshot.processes] == ["router", "frontend"]
     assert (snapshot.box.state, snapshot.models[0].state) == ("ready", "unavailable")
