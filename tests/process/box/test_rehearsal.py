@@ -39,15 +39,37 @@ def health(box: Box) -> dict[str, Any]:
     return found
 
 
-def ask(box: Box, words: int, max_tokens: int = 4) -> Any:
+def ask(box: Box, words: int, max_tokens: int = 4, text: str = "one two three ") -> Any:
     return box.client().completions.create(
-        model=MODEL, prompt="one two three " * (words // 3), max_tokens=max_tokens, temperature=0
+        model=MODEL, prompt=text * (words // 3), max_tokens=max_tokens, temperature=0
     )
 
 
 def computed(box: Box, name: str) -> int:
     count: int = (box.process(name)["figures"] or {}).get("computed_prompt_tokens", 0)
     return count
+
+
+def kv(box: Box) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(box.dynbox("kv", "--json").stdout)
+    return found
+
+
+def there(box: Box) -> int:
+    """Blocks that are in both tiers."""
+    tiers = kv(box)["tiers"]
+    return min(tiers["host"]["blocks"], tiers["disk"]["blocks"])
+
+
+def tokens_loaded(box: Box, *, but_by: str = "") -> int:
+    """By those that live: a worker that is started again counts from 0."""
+    return sum(each["host"]["loaded"] for each in kv(box)["workers"] if each["name"] != but_by)
+
+
+def decision(box: Box) -> dict[str, Any]:
+    """The router's latest."""
+    found: dict[str, Any] = box.process("router")["figures"]["decisions"][-1]
+    return found
 
 
 def roles(box: Box) -> dict[str, str]:
@@ -69,6 +91,48 @@ def test_a_long_prompt_is_computed_here_and_answered_there(box: Box) -> None:
     assert ask(box, 6000).usage.completion_tokens == 4
     eventually(lambda: sum(computed(box, f"{PREFILL}.{number}") for number in (0, 1)) >= 2000, "computed in prefill")
     assert [computed(box, f"{DECODE}.{number}") for number in (0, 1)] == before
+
+
+def test_tiers_are_rehearsed_and_a_prompt_that_is_there_is_loaded(box: Box) -> None:
+    assert box.dynbox("kv").stdout.startswith("SIMULATED: these GPUs are not there")
+    before = kv(box)
+    assert before["simulated"] and before["directory"] == ""
+    assert before["tiers"]["host"]["capacity_bytes"] == 512 << 30
+    assert {layout["block_bytes"] for layout in before["layouts"]} == {32 * 327_680}
+    ask(box, 6000)
+    eventually(lambda: there(box) >= 60, "its blocks are in host memory and on disk")
+    assert kv(box)["workers"][0]["connected"] == ""
+    ask(box, 6000)
+    by_worker: dict[str, Any] = {}
+
+    def decided() -> bool:
+        by_worker.update({each["worker"]: each for each in decision(box)["candidates"]})
+        return any(each["host_blocks"] >= 60 for each in by_worker.values())
+
+    eventually(decided, "whoever hasn't got it has credit for it")
+    owner = max(by_worker, key=lambda name: by_worker[name]["overlap_blocks"])
+    assert by_worker[owner]["overlap_blocks"] >= 60 and by_worker[owner]["host_blocks"] == 0
+    loaded = tokens_loaded(box, but_by=owner)
+    os.kill(box.process(owner)["pid"], signal.SIGKILL)
+    ask(box, 6000)
+    eventually(lambda: tokens_loaded(box) >= loaded + 60 * 32, "it was loaded")
+    box.wait_ready()
+    with urlopen(f"http://127.0.0.1:{box.port}/metrics", timeout=10) as answer:
+        metrics = answer.read().decode()
+    assert "dynbox_simulated 1.0" in metrics and 'dynbox_kv_tier_hits_total{tier="host"}' in metrics
+
+
+def test_the_store_dies_and_comes_back_empty_and_no_request_fails(box: Box) -> None:
+    lives = box.process("kvstore")["restarts"]
+    os.kill(box.process("kvstore")["pid"], signal.SIGKILL)
+    assert ask(box, 3000, text="four five six ").usage.completion_tokens == 4
+    eventually(lambda: box.process("kvstore")["restarts"] > lives, "it was started again")
+    box.wait_ready()
+    eventually(lambda: all(not each["connected"] for each in kv(box)["workers"]), "its workers are back")
+    ask(box, 3000, text="seven eight nine ")
+    eventually(lambda: there(box) > 0, "blocks are stored again")
+    texts = [event["text"] for event in box.ps()["events"]]
+    assert sum("it begins empty" in text for text in texts) == 2
 
 
 def test_policy_and_roles_change_while_it_runs(box: Box) -> None:
