@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,18 +15,13 @@ from typing import Any
 import msgspec
 import openai
 import pytest
+from ports import free_port
 
 from dynamo_box.control.client import ControlClient
 from dynamo_box.paths import RunDir
 
 COMMAND_DEADLINE_S = 120
 CONDITION_DEADLINE_S = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def eventually(condition: Callable[[], Any], what: str, deadline_s: float = CONDITION_DEADLINE_S) -> Any:
@@ -88,8 +82,9 @@ class Box:
         Raises:
             NotRunning: there is no box.
         """
-        with ControlClient.connect(RunDir(self.run_dir)) as client:
-            result: dict[str, Any] = json.loads(msgspec.json.encode(client.snapshot()))
+        with ControlClient.connect(RunDir(self.run_dir), CONDITION_DEADLINE_S) as client:
+            snapshot = client.snapshot(CONDITION_DEADLINE_S)
+            result: dict[str, Any] = json.loads(msgspec.json.encode(snapshot))
         return result
 
     def process(self, name: str) -> dict[str, Any]:
@@ -128,7 +123,9 @@ class Box:
         self.dynbox("down", "--drain", "5")
 
     def destroy(self) -> None:
-        subprocess.run(self.command("down", "--drain", "0"), env=self.env, capture_output=True, timeout=60)
+        subprocess.run(
+            self.command("down", "--drain", "0"), env=self.env, capture_output=True, timeout=COMMAND_DEADLINE_S
+        )
         leftovers = self.pids()
         for pid in leftovers:
             os.kill(pid, signal.SIGKILL)

@@ -10,7 +10,8 @@ import urllib.request
 from typing import Any
 
 import pytest
-from box_under_test import Box, eventually, free_port
+from box_under_test import Box, eventually
+from ports import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from mock_box import PROFILE
 
 SYSTEMD = Path("/lib/systemd/systemd")
 TREE = Path("/sys/fs/cgroup")
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 ENTER = """
 set -e

@@ -29,7 +29,7 @@ from dynamo_box.tui.session import Options
 from dynamo_box.tui.source import Connected, Deliver, Lost, NewSnapshot, SourceEvent, Why
 from dynamo_box.tui.theme_names import THEME_NAMES
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 Play = Callable[["Screen"], Awaitable[None]]
 

@@ -18,7 +18,7 @@ from dynamo_box.tui.filter import Filter
 from dynamo_box.tui.log_feed import LiveLog, LogBatch
 from dynamo_box.tui.views.logs import LogsWidget
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 # The feed

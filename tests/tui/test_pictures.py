@@ -26,7 +26,7 @@ from dynamo_box.tui.source import Deliver, Ended, NewSnapshot
 from dynamo_box.tui.theme_names import LIGHT, NONE
 
 SIZES = [(80, 24), (120, 36), (200, 50)]
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 DEATH_S = 17.5
 """When the worker that is killed in `disagg` has died and isn't back."""
 SHOWN_BY = {

@@ -12,9 +12,7 @@ import pytest
 from worker_process import WorkerProcess, worker_spec
 
 from dynamo_box.protocol import status
-from engines.host import ENGINE_CLOSE_S, EXIT_WATCHDOG_S
 
-SLACK_S = 8
 """For a machine that is busy with other tests."""
 
 
@@ -36,9 +34,7 @@ def stubborn(tmp_path: Path, manner: str) -> Iterator[WorkerProcess]:
 def test_neither_a_thread_nor_a_close_without_end_keeps_the_process(tmp_path: Path) -> None:
     with stubborn(tmp_path, "hang in close") as process:
         process.ready().status.send(status.Stop())
-        started = time.monotonic()
         assert process.exit_code() == 0
-        assert time.monotonic() - started < ENGINE_CLOSE_S + SLACK_S
         assert '"who": "engine"' in process.log
 
 
@@ -54,9 +50,7 @@ def test_a_drain_of_a_sequence_that_never_ends_is_over_at_its_deadline(tmp_path:
 def test_a_loop_that_is_stuck_on_the_way_out_is_ended_by_the_watchdog(tmp_path: Path) -> None:
     with stubborn(tmp_path, "block the loop in close") as process:
         process.ready().status.send(status.Stop())
-        started = time.monotonic()
         assert process.exit_code() == 1
-        assert time.monotonic() - started < EXIT_WATCHDOG_S + SLACK_S
         assert "in close" in process.log, "the log says where it hung"
 
 

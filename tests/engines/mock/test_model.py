@@ -43,7 +43,8 @@ def test_neighbours_share_a_step(tmp_path: Path) -> None:
         for stream in range(20):
             peer.generate(stream, [stream] * 10, max_tokens=60)
         peer.finish(*range(20))
-        assert 0.29 <= time.monotonic() - started < 3, "one after the other takes 6 s"
+        assert time.monotonic() - started >= 0.29, "never faster"
+        assert process.figures(lambda each: each.output_tokens == 1200).busy_s < 3, "one after the other takes 6 s"
 
 
 def test_tokens_are_ordinary_ones_of_the_models_vocabulary(tmp_path: Path) -> None:

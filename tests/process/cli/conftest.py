@@ -19,7 +19,7 @@ from dynamo_box.protocol import control
 from dynamo_box.protocol.framing import BlockingChannel, listen_unix
 from dynamo_box.snapshot import BoxInfo, BoxSnapshot, ModelInfo, ProcessInfo, Progress
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 def snapshot(**changes: Any) -> BoxSnapshot:

@@ -21,7 +21,7 @@ import pytest
 from dynamo_box.snapshot import ModelInfo
 
 Dynbox = Callable[..., subprocess.CompletedProcess[str]]
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 class Server(ThreadingHTTPServer):

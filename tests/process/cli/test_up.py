@@ -17,11 +17,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from ports import free_port
 
 from dynamo_box.protocol import control
 
 Dynbox = Callable[..., subprocess.CompletedProcess[str]]
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 SUPERVISOR = '''
 """Stands for `python -m dynamo_box.supervisor`: takes the launch, plays the acts named in FAKE_ACTS."""
@@ -49,7 +50,7 @@ if sys.argv[1] == "--plan-fd":
     sys.exit(0)
 
 channel = BlockingChannel(socket.socket(fileno=int(sys.argv[2])), control.request_decoder)
-request = channel.receive(20)
+request = channel.receive(60)
 plan = msgspec.msgpack.decode(request.plan, type=Plan)
 assert all(model.path for model in plan.models)
 tell(f"launched {plan.profile} {plan.port} session {os.getsid(0) == os.getpid()}")
@@ -75,7 +76,7 @@ for act in os.environ["FAKE_ACTS"].split():
         raise SystemError("no uvloop here")
     elif act == "wait":
         tell("waiting")
-        assert channel.receive(20) is None
+        assert channel.receive(60) is None
         tell("aborted")
 tell("end")
 '''
@@ -93,12 +94,6 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         timeout=60,
     )
     return home / "models"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Up:
@@ -227,13 +222,11 @@ def test_a_taken_port_is_refused_with_its_holder_before_anything_starts(box: Up)
 
 def test_a_dry_run_starts_nothing_and_needs_no_model(box: Up, box_env: Any) -> None:
     (box_env.home / "models").unlink()
-    began = time.monotonic()
     out, _ = box.up("--dry-run")
     assert "smollm2.aggregated.0" in out
     plan = json.loads(box.up("--dry-run", "--json")[0])
     assert plan["port"] == box.port
     assert plan["endpoint"] == f"http://127.0.0.1:{box.port}"
-    assert (time.monotonic() - began) / 2 < 5, "a second on an idle machine"
     assert box.story == []
 
 

@@ -23,7 +23,7 @@ from dynamo_box.protocol.framing import STATUS_FD_VARIABLE, BlockingChannel, con
 from dynamo_box.protocol.spec import EVENTS_SUFFIX, KvStoreSpec
 
 MIB = 1024 * 1024
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 BLOCK_BYTES = 5000
 """Not a whole number of pages: slots are longer than blocks."""
 LAYOUT = kv.KvLayout("sha256:m", "float32", 16, BLOCK_BYTES, "layers=1,kv=2,tokens=16,heads=1,dim=39")

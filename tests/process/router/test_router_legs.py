@@ -14,7 +14,7 @@ from dynamo_box.protocol.spec import Disagg
 
 HASHES = tuple(range(2**60, 2**60 + 12))
 OTHERS = tuple(range(2**61, 2**61 + 12))
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def legs(placed: Placed) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from ports import free_port
 
 from dynamo_box.control.client import ControlClient
 from dynamo_box.paths import RunDir, home, logs_dir
@@ -26,17 +27,11 @@ from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
 from dynamo_box.supervisor.identity import RunId
 from dynamo_box.supervisor.sweep import end_processes, processes_of
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 FLUSH_S = 20.0
 CHILD = str(Path(__file__).with_name("fake_child.py"))
 MODEL = ModelSpec("tiny", "/nowhere", "f", 64, 16)
 QUICK = RestartPolicy(first_s=0.05, factor=2.0, longest_s=0.2, stable_s=60.0, give_up_after=3)
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def eventually(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:

@@ -19,7 +19,7 @@ from dynamo_box.discovery.instances import (
 )
 from dynamo_box.discovery.watch import watch_instances
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 def instance(name: str, pid: int | None = None, start_time: int | None = None) -> Instance:

@@ -10,7 +10,7 @@ from dynamo_box.doctor.finding import Finding, Status, failed, overall, passed, 
 from dynamo_box.doctor.machine import Machine
 
 SHORT_S = 0.05
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def check(name: str, *findings: Finding) -> Check:
@@ -63,12 +63,12 @@ def test_a_check_that_hangs_is_reported_and_left_behind(machine: Machine) -> Non
 
 
 def test_a_long_check_that_gets_on_is_waited_for(machine: Machine) -> None:
-    patience = Patience(0.2)
+    patience = Patience(2.0)
     steps = threading.Event()
 
     def long(_machine: Machine) -> list[Finding]:
-        for _ in range(6):
-            steps.wait(0.1)
+        for _ in range(5):
+            steps.wait(0.5)
             patience.renew()
         return [passed("long", "done")]
 

@@ -36,7 +36,7 @@ from dynamo_box.protocol import PROTOCOL_VERSION, gms
 from dynamo_box.protocol.descriptors import BlockingFdChannel
 from dynamo_box.protocol.framing import connect_unix, encode_frame, listen_unix
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 LAYOUT = "tiny"
 
 Answer = tuple[gms.ServerMessage, list[int]] | bytes | None

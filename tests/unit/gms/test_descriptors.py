@@ -21,7 +21,7 @@ from dynamo_box.protocol.descriptors import BlockingFdChannel, FdChannel
 from dynamo_box.protocol.framing import HEADER, FrameError, encode_frame
 from dynamo_box.protocol.gms import MAX_DESCRIPTORS
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 FRAME_CAP = 4 * 1024 * 1024
 
 

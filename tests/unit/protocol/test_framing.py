@@ -38,7 +38,7 @@ class Pong(msgspec.Struct, tag="pong"):
 
 
 decoder: msgspec.msgpack.Decoder[Ping | Pong] = msgspec.msgpack.Decoder(Ping | Pong)
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @given(bodies=st.lists(st.binary(max_size=200), max_size=20), cuts=st.lists(st.integers(1, 60), min_size=1))

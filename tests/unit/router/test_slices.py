@@ -30,7 +30,7 @@ def test_pieces_take_turns_with_each_other_and_with_the_loop() -> None:
         assert ran == []
         await asyncio.sleep(0)
         assert ran == ["a"], "one piece a turn"
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), 60)
         assert ran == ["a", "b", "a", "b", "a"]
 
     asyncio.run(scenario())
@@ -54,7 +54,7 @@ def test_a_piece_that_fails_doesnt_stop_the_others() -> None:
         slices = Slices()
         slices.add(fails)
         slices.add(works)
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), 60)
         assert failures == ["broken"]
 
     asyncio.run(scenario())

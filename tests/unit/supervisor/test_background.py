@@ -16,7 +16,7 @@ from dynamo_box.supervisor import background
 from dynamo_box.supervisor.background import Background
 from dynamo_box.supervisor.devices import SILENT_DRIVER, DeviceSampler
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 GPU = DevicePlan("GPU-a", "NVIDIA Fake 80GB", "cuda", 80 << 30, 80 << 30)
 CPU = DevicePlan("cpu", "the cpu", "cpu", 1 << 30, 1 << 30)
 SIMULATED = DevicePlan("SIM-00", "NVIDIA Fake 80GB", "simulated", 80 << 30, 80 << 30)

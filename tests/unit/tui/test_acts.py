@@ -184,7 +184,7 @@ class Supervisor:
 
     def close(self) -> None:
         self._listener.close()
-        self._thread.join(10.0)
+        self._thread.join(60.0)
 
 
 def test_a_sleep_and_a_wake_are_asked_over_the_control_socket(tmp_path: Path) -> None:

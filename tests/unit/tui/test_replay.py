@@ -25,7 +25,7 @@ from dynamo_box.tui.replay import Replay, locate, open_replay
 from dynamo_box.tui.session import Options
 from dynamo_box.tui.source import Connected, Ended, Jumped, NewSnapshot, Seekable, SourceEvent
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 def snapshot(second: int) -> BoxSnapshot:

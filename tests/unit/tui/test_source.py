@@ -19,7 +19,7 @@ from dynamo_box.protocol.framing import encode_frame, listen_unix
 from dynamo_box.snapshot import BoxSnapshot
 from dynamo_box.tui.source import Connected, LiveSource, Lost, NewSnapshot, SourceEvent, Why
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 Script = Callable[[socket.socket], None]
 
