@@ -52,7 +52,8 @@ def test_up_down_to_none_and_back(box: BoxUnderTest) -> None:
         "tiny has 0 aggregated workers: tiny.aggregated.2, tiny.aggregated.1, tiny.aggregated.0 gone"
     )
     assert scale(box, 0, "prefill") == (
-        "tiny has 0 prefill workers: tiny.prefill.0 gone; nothing serves tiny until `dynbox scale` starts a worker of it"
+        "tiny has 0 prefill workers: tiny.prefill.0 gone; "
+        "nothing serves tiny until `dynbox scale` starts a worker of it"
     )
     snapshot = box.snapshot()
     assert [process.name for process in snapshot.processes] == ["router", "frontend"]
