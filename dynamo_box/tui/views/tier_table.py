@@ -115,6 +115,7 @@ def _note(store: Store | None) -> str:
         return ""
     figures = store.figures
     words = [
+        "simulated: no bytes, and no files" if figures.simulated else "",
         f"{figures.leases:,} leases" if figures.leases else "",
         f"{figures.indexing} layouts being indexed" if figures.indexing else "",
     ]

@@ -80,6 +80,7 @@ def test_it_is_marked_wherever_somebody_looks(box: Box) -> None:
     assert "SIMULATED: these GPUs are not there" in box.dynbox("ps").stdout.splitlines()[1]
     assert health(box)["simulated"] is True
     assert {device["kind"] for device in box.ps()["devices"]} == {"simulated", "host"}
+    assert not any("KV" in disk["purpose"] for disk in box.ps()["disks"])
     assert "SIMULATED" in box.dynbox("top", "--once").stdout.splitlines()[0]
     again = box.up("llama70b-disagg", *GPUS)
     assert "already up" in again.stderr and "SIMULATED" in again.stdout

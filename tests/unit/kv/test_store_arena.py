@@ -11,7 +11,7 @@ import pytest
 
 from dynamo_box.kv.store import arena as arena_module
 from dynamo_box.kv.store.arena import STEP_BYTES, Arena, NoMemory, slots_in
-from dynamo_box.protocol.kv import HEADER_BYTES, Block, KvLayout, arena_headers_bytes, header_names
+from dynamo_box.protocol.kv import HEADER_BYTES, MODELLED, Block, KvLayout, arena_headers_bytes, header_names
 
 PAGE = 4096
 MIB = 1024 * 1024
@@ -53,6 +53,20 @@ def test_slots_have_memory_before_they_are_handed_out_and_the_file_keeps_its_len
             os.ftruncate(arena.fd, length)
     assert os.readlink(f"/proc/self/fd/{arena.fd}").startswith("/memfd:dynbox:kv:test:x")
     assert not os.get_inheritable(arena.fd)
+
+
+def test_slots_of_a_rehearsal_count_with_their_bytes_and_have_a_header_only() -> None:
+    modelled = Arena("dynbox:kv:test:m", KvLayout("m", "float16", 32, 10 * MIB, MODELLED), 512 * 1024 * MIB)
+    real_slots = slots_in(512 * 1024 * MIB, 10 * MIB)
+    assert (modelled.slots, modelled.bytes) == (real_slots, arena_headers_bytes(real_slots))
+    while modelled.may_grow:
+        modelled.grow()
+    assert (modelled.backed, modelled.shortage) == (real_slots, "")
+    assert modelled.backed_bytes == modelled.headers_bytes + real_slots * 10 * MIB
+    assert occupied(modelled) == modelled.headers_bytes < 4 * MIB
+    assert len(modelled.slot(real_slots - 1)) == 0
+    modelled.write(7, 3, Block(b"d" * 16, b"", None))
+    modelled.close()
 
 
 def test_headers_and_slots_lie_where_the_protocol_says(arena: Arena) -> None:

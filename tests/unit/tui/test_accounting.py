@@ -277,14 +277,20 @@ class TestTiers:
             Region.WEIGHTS: 9, Region.TIER: 11, Region.BOX: 0, Region.OTHERS: 50, Region.FREE: 30,
         }  # fmt: skip
 
+    def test_in_a_rehearsal_neither_memory_nor_disk_is_taken(self) -> None:
+        disks = (DiskInfo("/", "logs", 100, 30, 20),)
+        held = store(20, 15, "", simulated=True)
+        host, disk = places(snapshot(held, disks=disks, host=self.HOST, host_memory_bytes=100))
+        assert Region.TIER not in host.regions and Region.TIER not in disk.regions
+
     def test_the_store_is_named_on_the_host_and_no_worker_is(self) -> None:
         found = holdings(snapshot(store(20), worker("GPU-0"), devices=(gpu(),)), "host")
         assert [(each.process.name, each.kv_tier) for each in found] == [("kvstore", 20), ("w.0", None)]
 
 
-def store(host: int, disk: int = 0, directory: str = "/kv") -> ProcessInfo:
+def store(host: int, disk: int = 0, directory: str = "/kv", *, simulated: bool = False) -> ProcessInfo:
     tiers = (TierFigures("on", capacity_bytes=64, used_bytes=used) for used in (host, disk))
-    figures = KvStoreFigures(*tiers, directory=directory)
+    figures = KvStoreFigures(*tiers, directory=directory, simulated=simulated)
     return ProcessInfo("kvstore", "kvstore", None, None, "ready", "", 8, 0, None, 30, figures=figures)
 
 
