@@ -6,6 +6,7 @@ drain does; everything else answers at once or the supervisor is stuck.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 from dynamo_box.errors import BoxError, ExitCode, NotRunning, TimedOut, UsageError
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import control
-from dynamo_box.protocol.framing import BlockingChannel, FrameError, connect_unix
+from dynamo_box.protocol.framing import BlockingChannel, FrameError, connect_unix, peer_uid
 from dynamo_box.protocol.gms import Place
 from dynamo_box.snapshot import BoxSnapshot
 
@@ -58,6 +59,7 @@ class ControlClient:
         """Raises:
         NotRunning: nobody listens in this run dir.
         TimedOut: a supervisor is there and takes no connection.
+        BoxError: somebody else listens there.
         """
         try:
             sock = connect_unix(run_dir.control_socket, timeout_s)
@@ -67,6 +69,12 @@ class ControlClient:
             raise NotRunning(
                 "no box is running", remedy="start one with `dynbox up`", details=(f"run dir {run_dir.root}",)
             ) from error
+        if (uid := peer_uid(sock)) != os.getuid():
+            sock.close()
+            raise BoxError(
+                f"{run_dir.control_socket} belongs to uid {uid}, not to you",
+                remedy="set DYNBOX_RUN_DIR to a directory of your own",
+            )
         return cls(BlockingChannel(sock, control.reply_decoder))
 
     def snapshot(self, timeout_s: float = ANSWER_TIMEOUT_S) -> BoxSnapshot:
