@@ -16,8 +16,7 @@ LEVEL_VARIABLE = "DYNBOX_LOG_LEVEL"
 
 def configure(process: str | None = None) -> None:
     """Log to stderr, as `process` (default: the name that the supervisor put into the environment)."""
-    import structlog
-
+    structlog = _structlog()
     name = process or os.environ.get(PROCESS_VARIABLE, "dynbox")
     level = os.environ.get(LEVEL_VARIABLE, "info").lower()
     renderer: Any = (
@@ -47,6 +46,19 @@ def configure(process: str | None = None) -> None:
 
 def get_logger(**fields: Any) -> Any:
     """A structlog logger: `log.info("event", key=value)`."""
-    import structlog
+    return _structlog().get_logger(**fields)
 
-    return structlog.get_logger(**fields)
+
+def _structlog() -> Any:
+    """structlog without rich, which it would import to draw tracebacks that we never ask for: half of its own import,
+    in every process of every box.
+    """
+    hidden = not {"rich", "structlog"} & sys.modules.keys()
+    if hidden:
+        sys.modules["rich"] = None  # type: ignore[assignment]
+    try:
+        import structlog
+    finally:
+        if hidden:
+            del sys.modules["rich"]
+    return structlog
