@@ -150,11 +150,11 @@ class BoxUnderTest:
         return launched
 
     def client(self) -> ControlClient:
-        return ControlClient.connect(self.run_dir)
+        return ControlClient.connect(self.run_dir, DEADLINE_S)
 
     def snapshot(self) -> BoxSnapshot:
         with self.client() as client:
-            return client.snapshot()
+            return client.snapshot(DEADLINE_S)
 
     def process(self, name: str) -> ProcessInfo:
         return next(process for process in self.snapshot().processes if process.name == name)
