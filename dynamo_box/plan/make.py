@@ -151,7 +151,8 @@ def _plan(
     if reasons:
         return reasons
 
-    specs = {model.name: model_spec(model, known[model.name]) for model in profile.served}
+    simulates = profile.simulate is not None
+    specs = {model.name: model_spec(model, known[model.name], simulated=simulates) for model in profile.served}
     models = tuple(specs.values())
     capacity, gatherings = division.capacity, division.gatherings
     shares, at_once = _core_shares(memories, division, policies, hardware.cpu)
@@ -170,9 +171,7 @@ def _plan(
             *((kvstore_process(tiers, run_dir),) if tiers else ()),
             router_process(profile.router, profile.disagg, models, tiers, run_dir),
             *worker_processes(memories, division.kv, shares, specs, tiers, run_dir),
-            frontend_process(
-                profile.frontend, profile.disagg, models, run_dir, port, simulated=profile.simulate is not None
-            ),
+            frontend_process(profile.frontend, profile.disagg, models, run_dir, port, simulated=simulates),
         ),
         restart=RestartPolicy(
             first_s=profile.restart.first,

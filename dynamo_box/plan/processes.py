@@ -35,11 +35,13 @@ ENGINE_DEADLINES_S = {"native": 120.0, "mock": 60.0}
 GPU_ENGINE_DEADLINE_S = 600.0
 
 
-def model_spec(model: ServedModel, facts: ModelFacts) -> ModelSpec:
+def model_spec(model: ServedModel, facts: ModelFacts, *, simulated: bool) -> ModelSpec:
+    """Models that are simulated may borrow the same files; their KV is nobody else's all the same."""
+    fingerprint = f"{facts.fingerprint}/{model.name}" if simulated else facts.fingerprint
     return ModelSpec(
         name=model.name,
         path=facts.path or "",
-        fingerprint=facts.fingerprint,
+        fingerprint=fingerprint,
         context_length=model.context_length or facts.context_length,
         block_size=model.block_size,
     )

@@ -177,7 +177,7 @@ def _layouts(profile: Profile, memories: Sequence[WorkerMemory]) -> dict[tuple[s
     for memory in memories:
         model = memory.worker.model
         if model.engine in tiered_engines(profile):
-            content = memory.worker.facts.fingerprint or model.origin
+            content = memory.worker.facts.fingerprint or model.origin if profile.simulate is None else model.name
             found.setdefault((content, memory.dtype, model.block_size, memory.whole_block), memory)
     return found
 

@@ -128,6 +128,14 @@ def test_what_a_profile_keeps_out_of_its_tiers_stays_out_in_a_rehearsal() -> Non
     assert {spec.offload.min_priority for spec in workers(rehearsed(text, "gpu=1x24GiB"))} == {40}
 
 
+def test_models_that_borrow_the_same_files_share_no_kv() -> None:
+    plan = rehearsed("two-models", "gpu=2x24GiB")
+    assert len({spec.model.fingerprint for spec in workers(plan)}) == len(plan.models) == 2
+    tiered = "models: [{name: a, source: smollm2}, {name: b, source: smollm2}]\nmemory: {tiers: {host: 1GiB}}"
+    (store,) = (each.spec for each in rehearsed(tiered, "gpu=2x24GiB").processes if isinstance(each.spec, KvStoreSpec))
+    assert store.layouts == 2
+
+
 def test_a_simulated_host_tier_below_one_block_is_refused_with_the_arithmetic() -> None:
     text = "model: {name: llama-3.3-70b-instruct, engine: vllm}\nmemory: {tiers: {host: 1MiB}}"
     with pytest.raises(PlanRefused) as caught:
