@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from fakes import snapshots
+from fakes.panels import text
 from msgspec.structs import replace
 
 from dynamo_box.snapshot import BoxSnapshot, EventInfo
-from dynamo_box.tui.model import Lines, Table, Tone
+from dynamo_box.tui.model import Table, Tone
 from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import events
 from dynamo_box.tui.views.events import EVENTS
@@ -19,11 +20,6 @@ def table(snapshot: BoxSnapshot) -> Table:
     (found,) = VIEW.panels(snapshots.frame(snapshot), 120)
     assert isinstance(found, Table)
     return found
-
-
-def text(lines: Lines | None) -> str:
-    assert lines is not None
-    return "\n".join("".join(span.text for span in line) for line in lines.lines)
 
 
 def test_the_newest_comes_first() -> None:

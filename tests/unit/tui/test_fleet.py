@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fakes import snapshots
+from fakes.panels import row, text, tone
 from msgspec.structs import replace
 from rich.cells import cell_len
 
@@ -12,7 +13,7 @@ from dynamo_box.snapshot import BoxSnapshot, DeviceFigures
 from dynamo_box.tui.columns import fit
 from dynamo_box.tui.history import History
 from dynamo_box.tui.host import HOST
-from dynamo_box.tui.model import Lines, Table, Tone
+from dynamo_box.tui.model import Table, Tone
 from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import fleet
 from dynamo_box.tui.views.device_table import DEVICES
@@ -25,21 +26,6 @@ def table(snapshot: BoxSnapshot, key: str) -> Table:
     found = next(panel for panel in VIEW.panels(snapshots.frame(snapshot), 120) if panel.key == key)
     assert isinstance(found, Table)
     return found
-
-
-def row(table: Table, key: str) -> dict[str, str]:
-    found = next(row for row in table.rows if row.key == key)
-    return {column.key: cell.text for column, cell in zip(table.columns, found.cells, strict=True)}
-
-
-def tone(table: Table, key: str, column: str) -> Tone:
-    index = [each.key for each in table.columns].index(column)
-    return next(row for row in table.rows if row.key == key).cells[index].tone
-
-
-def text(lines: Lines | None) -> str:
-    assert lines is not None
-    return "\n".join("".join(span.text for span in line) for line in lines.lines)
 
 
 def shown_at(table: Table, width: int) -> list[str]:
@@ -229,10 +215,10 @@ def test_no_snapshot_breaks_it(kind: str) -> None:
     frame = snapshots.frame(snapshot)
     for panel in VIEW.panels(frame, 80):
         assert isinstance(panel, Table)
-        for row in panel.rows:
-            assert len(row.cells) == len(panel.columns)
-            assert all(cell.text == one_line(cell.text) for cell in row.cells)
-            detail = text(VIEW.detail(frame, panel.key, row.key))
+        for each in panel.rows:
+            assert len(each.cells) == len(panel.columns)
+            assert all(cell.text == one_line(cell.text) for cell in each.cells)
+            detail = text(VIEW.detail(frame, panel.key, each.key))
             assert "\x1b" not in detail
             assert all(cell_len(line) <= 80 for line in detail.splitlines())
 

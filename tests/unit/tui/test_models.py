@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 from fakes import snapshots
+from fakes.panels import text
 from msgspec.structs import replace
 
 from dynamo_box.protocol.residency import Residency
 from dynamo_box.snapshot import BoxSnapshot, ModelInfo
 from dynamo_box.tui.filter import EVERYTHING
-from dynamo_box.tui.model import Cell, Lines, Table, Tone
+from dynamo_box.tui.model import Cell, Table, Tone
 from dynamo_box.tui.stack import Stack
 from dynamo_box.tui.text import one_line
 from dynamo_box.tui.views import models
@@ -28,11 +29,6 @@ def row(snapshot: BoxSnapshot, model: str) -> dict[str, str]:
     shown = table(snapshot)
     found = next(row for row in shown.rows if row.key == model)
     return {column.key: cell.text for column, cell in zip(shown.columns, found.cells, strict=True)}
-
-
-def text(lines: Lines | None) -> str:
-    assert lines is not None
-    return "\n".join("".join(span.text for span in line) for line in lines.lines)
 
 
 def test_a_model_is_the_sum_of_its_workers() -> None:

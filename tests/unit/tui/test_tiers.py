@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fakes import snapshots
+from fakes.panels import row, text, tone
 from msgspec.structs import replace
 
 from dynamo_box.protocol.figures import KvLayoutFigures, KvStoreFigures, TierFigures
@@ -14,7 +15,7 @@ from dynamo_box.tui import bars, tiers
 from dynamo_box.tui.feed import Feed
 from dynamo_box.tui.filter import EVERYTHING, Filter
 from dynamo_box.tui.history import History
-from dynamo_box.tui.model import Frame, Lines, Table, Tone
+from dynamo_box.tui.model import Frame, Table, Tone
 from dynamo_box.tui.source import NewSnapshot
 from dynamo_box.tui.stack import Stack
 from dynamo_box.tui.views import fleet, memory, routing
@@ -49,21 +50,6 @@ def table(frame: Frame, key: str, view: Any = memory.VIEW) -> Table:
     found = next(panel for panel in view.panels(frame, 200) if panel.key == key)
     assert isinstance(found, Table)
     return found
-
-
-def row(table: Table, key: str) -> dict[str, str]:
-    found = next(row for row in table.rows if row.key == key)
-    return {column.key: cell.text for column, cell in zip(table.columns, found.cells, strict=True)}
-
-
-def tone(table: Table, key: str, column: str) -> Tone:
-    index = [each.key for each in table.columns].index(column)
-    return next(row for row in table.rows if row.key == key).cells[index].tone
-
-
-def text(lines: Lines | None) -> str:
-    assert lines is not None
-    return "\n".join("".join(span.text for span in line) for line in lines.lines)
 
 
 def screen(frame: Frame, width: int, height: int, view: Any = memory.VIEW) -> str:
