@@ -9,22 +9,23 @@ from dynamo_box.supervisor.model import Model
 from dynamo_box.supervisor.model_states import ModelState
 from dynamo_box.wording import size
 
+_WHERE = {"device": "with its weights on the device", "host": "in host memory", "disk": "on disk"}
+
 
 def words(state: ModelState) -> str:
     return str(state).replace("_", " ")
 
 
 def already_asleep(model: Model) -> str:
-    where = f" in {model.said.place}" if model.said.place else ""
+    where = f" {_WHERE[model.said.place]}" if model.said.place else ""
     return f"{model.name} sleeps{where} already"
 
 
 def slept(model: Model, place: str, freed: Sequence[control.Freed], took_s: float) -> str:
     if not model.policy.gms:
         return f"{model.name}: its engine can't sleep, so its workers were stopped in {took_s:.2f} s"
-    where = {"device": "with its weights on the device", "host": "in host memory", "disk": "on disk"}[place]
     parts = ", ".join(_freed(one) for one in freed)
-    return f"{model.name} sleeps {where}: {parts} in {took_s:.2f} s"
+    return f"{model.name} sleeps {_WHERE[place]}: {parts} in {took_s:.2f} s"
 
 
 def _freed(freed: control.Freed) -> str:
