@@ -7,11 +7,9 @@ progress before the deadline) makes the life end, `_explain` says why, and `stat
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 
@@ -24,6 +22,7 @@ from dynamo_box.protocol.spec import WorkerSpec
 from dynamo_box.snapshot import Progress
 from dynamo_box.supervisor.life import Ending, Life, Surroundings
 from dynamo_box.supervisor.logs import ProcessLog
+from dynamo_box.supervisor.questions import Questions, R
 from dynamo_box.supervisor.states import Retry, State, after_failure, check
 from dynamo_box.supervisor.waiting import done_within, first_of, set_within
 
@@ -33,12 +32,8 @@ LINGER_S = 5.0
 STOP_GRACE_S = 5.0
 GUARD_PATIENCE_S = 3.0
 """How long after the guard's KILL nothing of the life may be left, before the guard itself is killed."""
-MAX_PENDING_COMMANDS = 64
 ANSWER_MARGIN_S = 15.0
 """On top of a deadline that a child keeps itself: it says how it went."""
-
-Reply = status.Answer | status.Slept | status.Woken | status.Moved
-R = TypeVar("R", status.Answer, status.Slept, status.Woken, status.Moved)
 
 
 @dataclass(frozen=True)
@@ -106,8 +101,7 @@ class Child:
         self._ready = asyncio.Event()
         self._start_timeout: asyncio.Timeout | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self._command_ids = itertools.count(1)
-        self._answers: dict[int, asyncio.Future[Reply]] = {}
+        self._questions = Questions(plan.name)
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -309,22 +303,7 @@ class Child:
     async def _ask(self, make: Callable[[int], status.ParentMessage], kind: type[R], timeout_s: float) -> R:
         if self._life is None:
             raise NotRunning(f"{self.name} is {self.state}")
-        if len(self._answers) >= MAX_PENDING_COMMANDS:
-            raise BoxError(f"{self.name} has {MAX_PENDING_COMMANDS} unanswered commands already")
-        number = next(self._command_ids)
-        answer: asyncio.Future[Reply] = self._loop.create_future()
-        self._answers[number] = answer
-        try:
-            self._life.send(make(number))
-            async with asyncio.timeout(timeout_s):
-                reply = await answer
-        except TimeoutError:
-            raise TimedOut(f"{self.name} didn't answer within {timeout_s:g} s") from None
-        finally:
-            self._answers.pop(number, None)
-        if not isinstance(reply, kind):
-            raise BoxError(f"{self.name} answered with {type(reply).__name__}, which doesn't fit the question")
-        return reply
+        return await self._questions.ask(self._life.send, make, kind, timeout_s)
 
     def _replace(self, why: str) -> None:
         """End this life; what follows is as after any failure."""
@@ -390,7 +369,7 @@ class Child:
         ending = await life.ended
         if self._linger is not None:
             self._linger.cancel()
-        self._forget_answers()
+        self._questions.child_ended()
         self.killed += life.killed
         self._life, self.life_began, self.resident_bytes, self.figures = None, None, None, None
         if not self._stop_wanted.is_set():
@@ -462,9 +441,7 @@ class Child:
                 self.phase = f"{message.in_flight} in flight"
                 self._changed(self)
             case status.Answer() | status.Slept() | status.Woken() | status.Moved():
-                waiting = self._answers.get(message.id)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(message)
+                self._questions.answered(message)
             case status.Asked():
                 self._asked(self, message)
 
@@ -511,13 +488,8 @@ class Child:
 
     def _on_program_end(self) -> None:
         self._gone()
-        self._forget_answers()
+        self._questions.child_ended()
         self._changed(self)
-
-    def _forget_answers(self) -> None:
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(NotRunning(f"{self.name} ended before it answered"))
 
     def _to(self, state: State) -> None:
         self.state = check(self.state, state)
