@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 TESTS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(TESTS), str(TESTS / "process" / "kv_store")]
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS / "process" / "kv_store")]  # ours before tests/engines
 
 from store_peers import Store, room_for  # noqa: E402
 
