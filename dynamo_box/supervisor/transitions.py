@@ -21,6 +21,10 @@ from dynamo_box.supervisor.model_states import ModelState
 MOVE_DEADLINE_S = 300.0
 
 
+class NoMemory(BoxError):
+    """There may be some later."""
+
+
 class Transitions:
     """`children` by name; `stays_down` names workers that a person drained; `emit` as of `Models`."""
 
@@ -162,13 +166,17 @@ class Transitions:
         )
 
     async def _move_weights(self, model: Model, place: Place) -> status.Moved:
-        """Raises BoxError: its weights are where they were, or lost (then the service has forgotten them)."""
+        """
+        Raises:
+            NoMemory: its weights are where they were.
+            BoxError: they are where they were, or lost (then the service has forgotten them).
+        """
         assert model.service is not None
         await model.service.wait_ready()
         moved = await model.service.move(lambda number: status.Move(number, model.name, place), MOVE_DEADLINE_S)
         if moved.error:
             holders = f" (held by {', '.join(moved.holders)})" if moved.holders else ""
-            raise BoxError(f"{moved.error}{holders}", details=("lost",) if moved.lost else ())
+            raise (NoMemory if moved.no_room else BoxError)(f"{moved.error}{holders}")
         return moved
 
     async def _read_memory(self) -> meter.Reading:
@@ -191,10 +199,11 @@ class Transitions:
         """From asleep to awake; by a cold start if it can't wake.
 
         Raises:
+            NoMemory: there is none for its weights, nor would there be any for a cold start; it sleeps on.
             BoxError: the cold start failed too.
         """
         began = self._loop.time()
-        slept_s = began - model.asleep_at
+        slept_s, slept_since = began - model.asleep_at, model.said.since
         phases: dict[str, float] = {}
         if began - asked_at > 0.001:
             phases["room"] = began - asked_at
@@ -207,6 +216,10 @@ class Transitions:
                 phases["restore"] = sum(moved.phases.values())
                 model.say(phase="mapping weights")
             phases.update(await model_workers.wake(model.workers, self._stays_down()))
+        except NoMemory as error:
+            self._emit("warning", None, f"{model.name} can't wake now and sleeps on: {error.what}")
+            model.to(ModelState.ASLEEP, since=slept_since)
+            raise
         except BoxError as error:
             reason = error.what
         if reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -162,6 +163,22 @@ def test_a_full_disk_is_said_and_the_weights_stay_on_the_device(duo: Box) -> Non
         assert "its weights are still on the device" in failed.stderr and "free" in failed.stderr
         assert answer(duo) == before
     assert weights_pss(duo.pids()) <= 1.02 * ONE_COPY
+
+
+def test_without_memory_to_wake_it_sleeps_on_and_wakes_when_there_is_some(duo: Box) -> None:
+    """A service that can open nothing more can make no memory file."""
+    before, cold = answer(duo), duo.ps()["models"][0]["residency"]["cold_wakes"]
+    duo.dynbox("sleep", MODEL, "--to", "host")
+    pid = gms(duo)["pid"]
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    refused = duo.dynbox("wake", MODEL, code=1)
+    assert "Too many open files" in refused.stderr
+    residency = duo.ps()["models"][0]["residency"]
+    assert (residency["state"], residency["place"]) == ("asleep", "host")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    assert answer(duo) == before
+    assert duo.ps()["models"][0]["residency"]["cold_wakes"] == cold
 
 
 def test_a_worker_that_dies_asleep_is_started_when_its_model_wakes(duo: Box) -> None:
