@@ -79,6 +79,7 @@ def test_smollm2() -> None:
         "MKL_NUM_THREADS": "2",
         "OMP_WAIT_POLICY": "PASSIVE",
         "CUDA_VISIBLE_DEVICES": "",
+        "GLIBC_TUNABLES": "glibc.cpu.x86_non_temporal_threshold=0x40000",
     }
     assert all(process.after == () for process in plan.processes)
     assert isinstance(router.spec, RouterSpec) and router.spec.mode == "kv"
