@@ -34,7 +34,11 @@ class Ask:
         wanted["nvext"] = {"ignore_eos": True, "extra_fields": ["worker_id"], **wanted["nvext"]}
         self._connection = http.client.HTTPConnection("127.0.0.1", box.port, timeout=timeout_s)
         headers = {"content-type": "application/json"}
-        self._connection.request("POST", "/v1/completions", json.dumps(wanted).encode(), headers)
+        self._unsent: ConnectionError | None = None
+        try:
+            self._connection.request("POST", "/v1/completions", json.dumps(wanted).encode(), headers)
+        except ConnectionError as error:
+            self._unsent = error
         self._pieces = self._read()
 
     def pieces(self) -> Iterator[str]:
@@ -64,6 +68,8 @@ class Ask:
             self.close()
 
     def _events(self) -> Iterator[dict[str, Any]]:
+        if self._unsent is not None:
+            raise self._unsent
         response = self._connection.getresponse()
         if response.status != 200:
             yield json.loads(response.read())

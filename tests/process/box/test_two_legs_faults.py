@@ -251,6 +251,8 @@ def test_a_router_that_dies_between_the_legs_is_not_missed_and_a_frontend_takes_
 
 def test_clients_leave_at_each_point_of_the_way(scene: Scene) -> None:
     box = scene.box
+    for number in range(3):
+        Ask(box, scene.body(f"leaves at once {number}", prompt=scene.prompt * (LONG // LENGTH))).close()
     for process, phase in (("router", "routing"), (PREFILL, "prefill")):
         with stopped(box, process):
             leaver = Ask(box, scene.body(f"leaves in {phase}"))
