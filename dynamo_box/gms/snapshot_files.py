@@ -39,6 +39,7 @@ from dynamo_box.gms.snapshot_directories import (
 )
 from dynamo_box.gms.snapshot_manifest import Shard, encode, read_manifest
 from dynamo_box.protocol.gms import EpochRecord
+from dynamo_box.wording import size
 
 SHARD_BYTES = 1 << 30
 
@@ -210,7 +211,7 @@ def _check_space(directory: Path, record: EpochRecord) -> None:
     space = os.statvfs(directory.parent)
     free = space.f_bavail * space.f_frsize
     if free < needed:
-        raise DiskFull(f"{directory.parent} has {free} bytes free, and the snapshot takes {needed}")
+        raise DiskFull(f"{directory.parent} has {size(free)} free, and the snapshot takes {size(needed)}")
 
 
 def _not_saved(directory: Path, error: OSError) -> MoveFailed:

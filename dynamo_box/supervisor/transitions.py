@@ -106,7 +106,8 @@ class Transitions:
         if problem is not None:
             raise BoxError(
                 f"{model.name} sleeps, but its weights are still on the device: {problem.what}",
-                remedy=problem.remedy or f"`dynbox sleep {model.name} --to disk`",
+                remedy=problem.remedy
+                or f"{'once that is mended, ' if to == 'disk' else ''}`dynbox sleep {model.name} --to disk`",
             )
         return control.ModelSlept(0, model.residency, freed, text=text)
 

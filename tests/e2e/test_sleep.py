@@ -161,6 +161,7 @@ def test_a_full_disk_is_said_and_the_weights_stay_on_the_device(duo: Box) -> Non
     with small_file_system(duo.home / "cache" / "snapshots", "1m"):
         failed = duo.dynbox("sleep", MODEL, "--to", "disk", code=1)
         assert "its weights are still on the device" in failed.stderr and "free" in failed.stderr
+        assert f"hint: once that is mended, `dynbox sleep {MODEL} --to disk`" in failed.stderr
         assert answer(duo) == before
     assert weights_pss(duo.pids()) <= 1.02 * ONE_COPY
 
