@@ -212,7 +212,7 @@ def test_fifty_moves_leave_no_descriptor(written: Service) -> None:
     for _ in range(10):
         for place in ("host", "device", "disk", "host", "device"):
             assert written.move(place).error == ""
-    assert written.descriptors() <= before
+    written.pump_until(lambda: written.descriptors() <= before)
     assert contents(written) == CONTENTS
     figures = written.figures_when(lambda figures: (figures.device_bytes, figures.host_bytes) == (6 * MIB, 0))
     assert len(figures.layouts[0].history) == 32
