@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import msgspec
 
 from dynamo_box.gms.copying import MoveFailed, OutOfMemory
+from dynamo_box.gms.epoch import Epoch
 from dynamo_box.gms.keeping import Keeper, NotKept
-from dynamo_box.gms.layout import MAX_ALLOCATIONS, MAX_ENTRIES, Epoch, Layout
+from dynamo_box.gms.layout import Layout
 from dynamo_box.gms.locks import Locks
 from dynamo_box.gms.peers import Peer, Peers, Refused
 from dynamo_box.gms.places import EpochGone, Places
@@ -18,6 +19,8 @@ from dynamo_box.gms.vmm.base import round_up
 from dynamo_box.protocol import gms
 from dynamo_box.protocol.gms import ErrorCode
 
+MAX_ALLOCATIONS = 1024
+MAX_ENTRIES = 65_536
 MAX_TEXT = 512
 """Characters of the name or the dtype of an entry."""
 MAX_DIMENSIONS = 32

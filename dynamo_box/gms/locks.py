@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from dynamo_box.gms.epoch import Epoch
 from dynamo_box.gms.keeping import Keeper
-from dynamo_box.gms.layout import Dead, Discard, Effect, Epoch, Grant, Layout, Refuse, timeout_of
+from dynamo_box.gms.layout import Dead, Discard, Effect, Grant, Layout, Refuse, timeout_of
 from dynamo_box.gms.layouts import Layouts
 from dynamo_box.gms.peers import Peer, Peers, Refused
 from dynamo_box.gms.places import Places

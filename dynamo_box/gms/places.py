@@ -21,8 +21,8 @@ from typing import TypeVar
 
 from dynamo_box.gms import snapshot_directories, snapshot_files
 from dynamo_box.gms.copying import MoveFailed, OutOfMemory, copy_memory
+from dynamo_box.gms.epoch import Epoch
 from dynamo_box.gms.keeping import Keeper
-from dynamo_box.gms.layout import Epoch
 from dynamo_box.gms.names import memfd_name
 from dynamo_box.gms.snapshot_directories import SnapshotDamaged
 from dynamo_box.gms.vmm import HostVmm, VmmError, VmmOutOfMemory
@@ -140,7 +140,8 @@ class Places:
     # Moves
 
     async def relocate(self, layout: str, epoch: Epoch, place: Place) -> Relocated:
-        """Bring a committed epoch's bytes elsewhere, have the supervisor hold them there, and let go of those here.
+        """Bring a committed epoch's bytes elsewhere, have the supervisor hold them there, and let go of those here: on
+        return they are free, unless `place` is the device, on which somebody waits for them. Freeing takes 60 ms a GiB.
 
         Raises:
             SnapshotDamaged: it was on disk and can't be had back.
@@ -152,7 +153,9 @@ class Places:
             await self._save(layout, epoch, moved)
         else:
             await self._fill(layout, epoch, place, moved)
-        await self.discard(epoch)
+        freed = self.discard(epoch)
+        if place != "device":
+            await freed
         return moved
 
     async def clean(self, wanted: Sequence[str]) -> list[Path]:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 
 from dynamo_box.gms.copying import MoveFailed, OutOfMemory
+from dynamo_box.gms.epoch import Epoch
 from dynamo_box.gms.epochs import Epochs
 from dynamo_box.gms.keeping import Keeper, NotKept
-from dynamo_box.gms.layout import Epoch
 from dynamo_box.gms.layouts import Layouts
 from dynamo_box.gms.locks import Locks
 from dynamo_box.gms.peers import Peer, Peers

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dynamo_box.gms.epoch import Epoch
 from dynamo_box.gms.layout import (
     MAX_HISTORY,
     MAX_TIMEOUT_S,
@@ -16,7 +17,6 @@ from dynamo_box.gms.layout import (
     Dead,
     Discard,
     Effect,
-    Epoch,
     Grant,
     Layout,
     Refuse,
