@@ -1,7 +1,7 @@
 """One child of the supervisor through all its lives: its state, what it said of itself, restarts, drain and stop.
 
 `_run` lives it again and again; `stop` asks it to end. A failure of the program, of its guard or of the start (no
-progress before the deadline) makes the life end, `_explain` says why, and `states.after_failure` what comes next.
+progress before the deadline) makes the life end, `why_it_ended` says why, and `states.after_failure` what comes next.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import msgspec
 
@@ -20,7 +19,8 @@ from dynamo_box.protocol.figures import Figures, WorkerFigures
 from dynamo_box.protocol.framing import FrameError
 from dynamo_box.protocol.spec import WorkerSpec
 from dynamo_box.snapshot import Progress
-from dynamo_box.supervisor.life import Ending, Life, Surroundings
+from dynamo_box.supervisor.failure import Failure, why_it_ended
+from dynamo_box.supervisor.life import Life, Surroundings
 from dynamo_box.supervisor.logs import ProcessLog
 from dynamo_box.supervisor.questions import Questions, R
 from dynamo_box.supervisor.states import Retry, State, after_failure, check
@@ -34,17 +34,6 @@ GUARD_PATIENCE_S = 3.0
 """How long after the guard's KILL nothing of the life may be left, before the guard itself is killed."""
 ANSWER_MARGIN_S = 15.0
 """On top of a deadline that a child keeps itself: it says how it went."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a process last ended without being asked to. `lines` are the last ones it wrote."""
-
-    cause: str
-    remedy: str = ""
-    lines: tuple[str, ...] = ()
-    permanent: bool = False
-    timed_out: bool = False
 
 
 class Child:
@@ -188,9 +177,7 @@ class Child:
 
     def failure_error(self) -> BoxError:
         """The last failure as an error for people."""
-        failure = self.failure or Failure("it was stopped")
-        kind = TimedOut if failure.timed_out else BoxError
-        return kind(f"{self.name}: {failure.cause}", remedy=failure.remedy or None, details=failure.lines)
+        return (self.failure or Failure("it was stopped")).error(self.name)
 
     async def command(
         self, make: Callable[[int], status.Set | status.CancelRequest], timeout_s: float
@@ -373,7 +360,14 @@ class Child:
         self.killed += life.killed
         self._life, self.life_began, self.resident_bytes, self.figures = None, None, None, None
         if not self._stop_wanted.is_set():
-            self.failure = self._explain(ending, timed_out)
+            self.failure = why_it_ended(
+                ending,
+                self._said,
+                self._broken,
+                self.log.last(LAST_LINES),
+                start_timed_out=timed_out,
+                ever_ready=self.ever_ready,
+            )
 
     def _reset_for_life(self) -> None:
         self._ready.clear()
@@ -399,18 +393,6 @@ class Child:
             self._start_timeout = None
             ready.cancel()
         return True
-
-    def _explain(self, ending: Ending, timed_out: bool) -> Failure:
-        said = self._said
-        if said is not None:
-            cause, remedy, permanent = said.cause, said.remedy, said.permanent
-        else:
-            cause, remedy = self._broken or ending.text, ""
-            permanent = bool(ending.no_exec) or (timed_out and not self.ever_ready)
-            if ending.signal == 9 and not self._broken:
-                remedy = "if nobody killed it, the kernel did for want of memory: see `dmesg`"
-        lines = self.log.last(LAST_LINES)
-        return Failure(cause, remedy, lines, permanent, timed_out=timed_out and said is None)
 
     # what the child says
 
