@@ -18,6 +18,7 @@ import pytest
 from ports import free_port
 
 from dynamo_box.control.client import ControlClient
+from dynamo_box.errors import BoxError
 from dynamo_box.paths import RunDir
 
 COMMAND_DEADLINE_S = 120
@@ -123,10 +124,18 @@ class Box:
         self.dynbox("down", "--drain", "5")
 
     def destroy(self) -> None:
-        subprocess.run(
-            self.command("down", "--drain", "0"), env=self.env, capture_output=True, timeout=COMMAND_DEADLINE_S
-        )
-        leftovers = self.pids()
+        """End what runs, without a process for it where the supervisor answers; nothing may be left."""
+        try:
+            with ControlClient.connect(RunDir(self.run_dir), CONDITION_DEADLINE_S) as client:
+                client.down(0.0, COMMAND_DEADLINE_S)
+        except BoxError:  # there is no supervisor, or none that answers: the command sweeps what it left
+            if self.pids():
+                subprocess.run(
+                    self.command("down", "--drain", "0"), env=self.env, capture_output=True, timeout=COMMAND_DEADLINE_S
+                )
+        end = time.monotonic() + CONDITION_DEADLINE_S
+        while (leftovers := self.pids()) and time.monotonic() < end:
+            time.sleep(0.02)
         for pid in leftovers:
             os.kill(pid, signal.SIGKILL)
         assert not leftovers, f"processes left behind: {leftovers}"
