@@ -53,7 +53,7 @@ def missing_line(expected: list[str], actual: list[str]) -> str | None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(1200)
 def test_every_example_of_the_readme_works(box: Box, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     launcher = tmp_path / "bin" / "dynbox"
