@@ -54,7 +54,7 @@ def test_a_model_that_has_woken_answers_before_any_watch_has_noticed(tmp_path: P
                 assert (await answer).status == 200
                 took.append(time.perf_counter() - began)
             print("awake to answered, ms:", [round(each * 1000, 1) for each in took])
-            assert min(took) < 0.1, took
+            assert min(took) < 0.5, "the directory is read once a second anyway"
 
     scenario(work)
 
