@@ -143,6 +143,8 @@ def _task(
     tokens: list[int] | None = None,
 ) -> Task:
     extension = body.nvext or schemas.Nvext()
+    if extension.cache_salt is not None:
+        raise invalid_request("'cache_salt' keeps nothing apart in 'nvext'; give it beside 'nvext'", "nvext.cache_salt")
     stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     top_k = body.top_k if body.top_k is not None else extension.top_k
     options = body.stream_options

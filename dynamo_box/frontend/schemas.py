@@ -45,7 +45,9 @@ class KvPriority(msgspec.Struct, frozen=True):
 
 
 class Nvext(msgspec.Struct, frozen=True):
-    """Dynamo's extension. `backend_instance_id` names the worker to use; `priority` is agent_hints' own, in short."""
+    """Dynamo's extension. `backend_instance_id` names the worker to use; `priority` is agent_hints' own, in short.
+    `cache_salt` belongs beside it and is refused here: who wants to be kept apart must not be left together unheard.
+    """
 
     ignore_eos: bool | None = None
     min_tokens: MinTokens | None = None
@@ -56,6 +58,7 @@ class Nvext(msgspec.Struct, frozen=True):
     priority: int | None = None
     kv_priorities: Annotated[list[KvPriority], Meta(max_length=MAX_KV_PRIORITIES)] | None = None
     extra_fields: list[Literal["worker_id", "timing"]] | None = None
+    cache_salt: Any = None
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True):

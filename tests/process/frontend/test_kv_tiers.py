@@ -128,6 +128,8 @@ def test_a_cache_salt_keeps_equal_prompts_apart(tmp_path: Path, tiny_model: Path
             for wrong in ("", 5, ["a"], "x" * 257):
                 answer = await box.post({"cache_salt": wrong})
                 assert (answer.status, answer.error["param"]) == (400, "cache_salt"), answer.body
+            answer = await box.post({"nvext": {"cache_salt": "a"}})
+            assert (answer.status, answer.error["param"]) == (400, "nvext.cache_salt"), answer.body
 
     scenario(work)
 
