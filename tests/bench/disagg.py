@@ -9,8 +9,9 @@ tier in a temporary directory (`--directory`: on a disk, not on a tmpfs).
 
 load        half the requests are long prompts with short answers (1,500 and 8 tokens), half short prompts with long
             answers (32 and 200 tokens), at so many requests a second in all, the same ones at the same random times on
-            `smollm2-disagg` and on `smollm2-duo`. The time between tokens is that of the long answers. It pays from
-            the rate on at which, and at all higher ones, the p99 is lower in two legs.
+            `smollm2-disagg`, on the same where only long prompts go in two legs (policy conditional), and on
+            `smollm2-duo`. The time between tokens is that of the long answers. It pays from the rate on at which, and
+            at all higher ones, the p99 is lower in two legs.
 handover    a prompt of 2,000 random tokens: the worker's own word of it, and the gap between its first and second
             token at the client less that of the same prompt in one leg; both over a copy of as many bytes.
 chunks      the same prompt with steps of at most so many tokens (`max_batch_tokens`): what a step has computed is
@@ -48,6 +49,12 @@ from dynamo_box.paths import home  # noqa: E402
 MODEL = "smollm2"
 PREFILL, DECODE = "smollm2.prefill.0", "smollm2.decode.0"
 PROFILES = {"two legs": "smollm2-disagg", "one leg": "smollm2-duo"}
+WAYS = {
+    "two legs": (PROFILES["two legs"], "fallback"),
+    "long prompts in two legs": (PROFILES["two legs"], "conditional:min_uncached_tokens=512"),
+    "one leg": (PROFILES["one leg"], ""),
+}
+"""How a load is served: profile and policy."""
 VOCABULARY = 49152
 PARTS = ("load", "handover", "chunks", "recovery")
 TIMEOUT_S = 600.0
@@ -140,8 +147,10 @@ def offered(box: Box, rate: float, requests: int, seed: int) -> dict[str, float]
 def load(root: Path, rates: list[float], requests: int, rounds: int) -> dict[str, Any]:
     found: dict[str, dict[str, dict[str, list[float]]]] = {f"{rate:g}/s": {} for rate in rates}
     for seed in range(rounds):
-        for way, profile in PROFILES.items():
+        for way, (profile, policy) in WAYS.items():
             with box_of(root, profile) as box:
+                if policy:
+                    box.dynbox("disagg", "--policy", policy)
                 for place, rate in enumerate(rates):
                     figure = offered(box, rate, requests, seed * 100 + place)
                     nothing_is_held(box)
@@ -150,17 +159,18 @@ def load(root: Path, rates: list[float], requests: int, rounds: int) -> dict[str
                         of_way.setdefault(name, []).append(value)
     figures_by_rate: dict[str, Any] = dict(found)
 
-    def lower(rate: float, name: str) -> bool:
+    def lower(way: str, rate: float, name: str) -> bool:
         by_way = found[f"{rate:g}/s"]
-        return median(by_way["two legs"][name]) < median(by_way["one leg"][name])
+        return median(by_way[way][name]) < median(by_way["one leg"][name])
 
-    for name in ("itl p99", "ttft p99"):
-        pays = None
-        for rate in sorted(rates, reverse=True):
-            if not lower(rate, name):
-                break
-            pays = rate
-        figures_by_rate[f"lower {name} in two legs from"] = "no rate" if pays is None else f"{pays:g}/s"
+    for way in [each for each in WAYS if each != "one leg"]:
+        for name in ("itl p99", "ttft p99"):
+            pays = None
+            for rate in sorted(rates, reverse=True):
+                if not lower(way, rate, name):
+                    break
+                pays = rate
+            figures_by_rate[f"lower {name}, {way}, from"] = "no rate" if pays is None else f"{pays:g}/s"
     return figures_by_rate
 
 
