@@ -62,6 +62,8 @@ def box(tmp_path_factory: pytest.TempPathFactory, smollm2_home: Any) -> Iterator
 
 def test_two_legs_say_what_one_says_and_count_as_one_request(box: Box) -> None:
     lengths = [1, 16, 17, 600]
+    Ask(box, body(tokens(3), "the first")).whole()
+    before = eventually(lambda: (now := figures(box, DECODE)).get("taken_over") and now, "a first one is taken over")
     for way in WAYS:
         for length in lengths:
             prompt = tokens(length)
@@ -71,11 +73,13 @@ def test_two_legs_say_what_one_says_and_count_as_one_request(box: Box) -> None:
             assert answer.said == expected, f"{way}, {length} tokens"
             assert answer.said[1:] == (length, 12)
             assert answer.usage["prompt_tokens_details"]["cached_tokens"] == 0
-    served = len(WAYS) * len(lengths)
+    served = 1 + len(WAYS) * len(lengths)
     answered = eventually(
         lambda: (now := figures(box, DECODE))["taken_over"] == served and now, f"{served} requests are taken over"
     )
-    assert (answered["computed_prompt_tokens"], answered["transfers_failed"]) == (0, 0)
+    # What the box has proved itself with may have gone to whichever worker was there first.
+    assert answered["computed_prompt_tokens"] == before["computed_prompt_tokens"] <= 1
+    assert answered["transfers_failed"] == 0
     assert answered["cached_tokens"] == 0, "a prompt counts where it was computed"
     computed = eventually(lambda: (now := figures(box, PREFILL))["handed_over"] == served and now, "it says so too")
     assert computed["computed_prompt_tokens"] >= 2 * sum(lengths) * len(WAYS)

@@ -76,7 +76,10 @@ for act in os.environ["FAKE_ACTS"].split():
         raise SystemError("no uvloop here")
     elif act == "wait":
         tell("waiting")
-        assert channel.receive(60) is None
+        try:
+            assert channel.receive(60) is None
+        except ConnectionResetError:
+            pass  # the same, of a command that has not read everything
         tell("aborted")
 tell("end")
 '''
