@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+PROBE_AFTER = 32
+"""Decisions against loading after which one goes for it all the same: only a load shows that loading got faster."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:

@@ -67,18 +67,18 @@ class Offloading:
                 priority=request.kv_priority,
                 ranges=request.kv_priorities,
             )
+            verdict = judge(
+                priorities,
+                new,
+                min_priority=self._settings.min_priority,
+                continue_after_filter=self._settings.continue_after_filter,
+                stopped=sequence.offload_stopped,
+            )
         except LengthMismatch as error:
             log.error("nothing of a request is offloaded", request_id=request.request_id, error=str(error))
             self.terminated["length_mismatch"] += 1
             sequence.offload_over = True
             return
-        verdict = judge(
-            priorities,
-            new,
-            min_priority=self._settings.min_priority,
-            continue_after_filter=self._settings.continue_after_filter,
-            stopped=sequence.offload_stopped,
-        )
         self.filtered += verdict.filtered
         self.unset += verdict.unset
         self.terminated["priority"] += verdict.stopped and not sequence.offload_stopped

@@ -11,33 +11,14 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Protocol
 
-from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Seek, Sought
-from dynamo_box.kv.onboard import Rates, choose
+from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Seek, Sought, Source
+from dynamo_box.kv.onboard import PROBE_AFTER, Rates, choose
 from dynamo_box.protocol.kv import MAX_BATCH
 from engines.mock.cache import BlockPool
 from engines.mock.options import MockOptions
 from engines.mock.sequence import Lookup, MockSequence
 from engines.mock.timing import Step, step_seconds
-
-PROBE_AFTER = 32
-"""Decisions against loading after which one goes for it all the same: only a load shows that loading got faster."""
-
-
-class Source(Protocol):
-    """What is needed of `dynamo_box.kv.client.tiers.Tiers`."""
-
-    def seek(self, job: Seek) -> None: ...
-
-    def fetch(self, job: Fetch) -> None: ...
-
-    def forgo(self, job: Forgo) -> None: ...
-
-    def rates(self) -> dict[str, float | None]: ...
-
-    @property
-    def status(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

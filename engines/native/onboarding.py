@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
 
-from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Seek, Sought
-from dynamo_box.kv.onboard import Rates, choose
+from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Seek, Sought, Source
+from dynamo_box.kv.onboard import PROBE_AFTER, Rates, choose
 from dynamo_box.protocol.kv import MAX_BATCH
 from engines.log import get_logger
 from engines.native.blocks import BlockPool
@@ -26,8 +25,6 @@ from engines.native.legs import prompt_digests
 from engines.native.sequence import Lookup, Outcome
 from engines.native.sequence import Sequence as Request
 
-PROBE_AFTER = 32
-"""Decisions against loading after which one goes for it all the same: only a load shows that loading got faster."""
 PREFILL_AT_LEAST = 32
 """Prompt tokens of a step from which its time says something about prefill."""
 _FADE = 0.8
@@ -35,21 +32,6 @@ NOT_HELD = "nothing is held for it any longer"
 """A hold has all blocks or there is none: its time was up, or the store that had it has ended."""
 
 log = get_logger()
-
-
-class Source(Protocol):
-    """What is needed of `dynamo_box.kv.client.tiers.Tiers`."""
-
-    def seek(self, job: Seek) -> None: ...
-
-    def fetch(self, job: Fetch) -> None: ...
-
-    def forgo(self, job: Forgo) -> None: ...
-
-    def rates(self) -> dict[str, float | None]: ...
-
-    @property
-    def status(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from dynamo_box.kv.client.jobs import Copier, Fetched, Keep, Kept, Offer, Offered, Result, Sought
+from dynamo_box.kv.client.jobs import Copier, Fetched, Keep, Kept, Offer, Offered, Result, Sought, Source
 from dynamo_box.kv.client.ledger import Totals
 from dynamo_box.kv.client.tiers import Tiers
 from dynamo_box.paths import RunDir
@@ -24,7 +24,7 @@ from engines.contract import BlockEvent
 from engines.native.blocks import BlockPool
 from engines.native.legs import Handovers
 from engines.native.offloading import Offloading
-from engines.native.onboarding import Onboarding, Source
+from engines.native.onboarding import Onboarding
 from engines.native.scheduler import Scheduler
 from engines.native.sequence import Sequence
 

@@ -133,3 +133,18 @@ class Forgo:
 
 
 Result = Offered | Kept | Sought | Fetched
+
+
+class Source(Protocol):
+    """Of blocks that are in the tiers: what an engine needs of `dynamo_box.kv.client.tiers.Tiers` to load them."""
+
+    def seek(self, job: Seek) -> None: ...
+
+    def fetch(self, job: Fetch) -> None: ...
+
+    def forgo(self, job: Forgo) -> None: ...
+
+    def rates(self) -> dict[str, float | None]: ...
+
+    @property
+    def status(self) -> str: ...

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pretended_box import BLOCK, LAYOUT, Box, Sizes, sizes
 
 from dynamo_box.kv.client.jobs import Fetch, Offer, Seek
+from dynamo_box.kv.onboard import PROBE_AFTER
 from dynamo_box.protocol.request import PriorityRange
-from engines.native.onboarding import PROBE_AFTER, PrefillRate
+from engines.native.onboarding import PrefillRate
 from engines.native.sequence import Sequence
 from engines.shell_canary import _request as canary_request
 
