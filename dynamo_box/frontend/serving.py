@@ -122,6 +122,8 @@ class Serving:
         while instance is None:
             await self.sleepers.wait_until_awake(live)
             instance = await self._discover(task.model)
+        if task.pin is not None and task.pin not in self.workers.announced(task.model):
+            self.workers.look_again()  # whoever asks for it may have heard that it is ready sooner than the watch
         there = self.workers.announced(task.model)
         if task.pin is not None and task.pin not in there:
             raise errors.invalid_request(

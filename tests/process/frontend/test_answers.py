@@ -150,6 +150,20 @@ def test_extension_fields_reach_router_and_worker_and_come_back(tmp_path: Path, 
     scenario(work)
 
 
+def test_a_worker_that_is_asked_for_by_name_is_there_as_soon_as_it_is_announced(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    async def work() -> None:
+        async with FrontendUnderTest(tmp_path, tiny_model) as box:
+            await box.ready("w0")
+            late = await box.add_worker("w1")
+            answering = box.post({"nvext": {"backend_instance_id": "w1"}})
+            late.emit(await late.generated(), "x", finish="length")
+            assert (await answering).status == 200
+
+    scenario(work)
+
+
 def test_max_tokens_is_what_the_context_leaves(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model, context_length=64) as box:
