@@ -10,6 +10,7 @@ exit-once:N          the same, but only in the first life
 exit-when-ready:N    be ready, then exit
 silent               never be ready
 steps:N:SECONDS      N steps of progress, so far apart, before being ready
+until:NAME           wait before being ready until there is a file of that name in the run dir
 running:N            report that N requests run
 blocks:N             report that N blocks lie in the host tier of KV
 offers:N             report that N blocks were given to it
@@ -100,6 +101,9 @@ def before_ready(
             for step in range(int(count)):
                 channel.send(status.Starting("weights", step, int(count), "bytes"))
                 time.sleep(float(pause))
+        case "until":
+            while not (RUN_DIR / rest).exists():
+                time.sleep(0.01)
         case "stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         case "daemon" | "bare-daemon":

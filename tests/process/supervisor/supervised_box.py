@@ -27,11 +27,12 @@ from dynamo_box.snapshot import BoxSnapshot, ProcessInfo
 from dynamo_box.supervisor.identity import RunId
 from dynamo_box.supervisor.sweep import end_processes, processes_of
 
-DEADLINE_S = 60.0
+DEADLINE_S = 90.0
 FLUSH_S = 20.0
 CHILD = str(Path(__file__).with_name("fake_child.py"))
 MODEL = ModelSpec("tiny", "/nowhere", "f", 64, 16)
-QUICK = RestartPolicy(first_s=0.05, factor=2.0, longest_s=0.2, stable_s=60.0, give_up_after=3)
+QUICK = RestartPolicy(first_s=0.05, factor=2.0, longest_s=0.2, stable_s=600.0, give_up_after=3, silence_s=600.0)
+"""A fake child reports once at most, and isn't frozen for that."""
 
 
 def eventually(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
@@ -61,12 +62,22 @@ class Launched:
     channel: BlockingChannel[control.ControlReply]
     snapshots: list[BoxSnapshot] = field(default_factory=list)
 
+    def follow_until(self, condition: Callable[[BoxSnapshot], Any]) -> None:
+        """Follow the start until a snapshot fits."""
+        while not self.snapshots or not condition(self.snapshots[-1]):
+            reply = self.channel.receive(DEADLINE_S)
+            assert isinstance(reply, control.SnapshotReply), reply
+            self._note(reply)
+
     def result(self) -> control.Done | control.Error | None:
         """Follow the start to its end; None when the stream just ends."""
         while isinstance(reply := self.channel.receive(DEADLINE_S), control.SnapshotReply):
-            self.snapshots.append(msgspec.msgpack.decode(reply.snapshot, type=BoxSnapshot))
+            self._note(reply)
         assert not isinstance(reply, control.Stopped)
         return reply
+
+    def _note(self, reply: control.SnapshotReply) -> None:
+        self.snapshots.append(msgspec.msgpack.decode(reply.snapshot, type=BoxSnapshot))
 
     def exit_code(self) -> int:
         return self.process.wait(DEADLINE_S)

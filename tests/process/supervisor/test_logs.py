@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 from supervised_box import DEADLINE_S, BoxUnderTest, eventually
@@ -24,14 +25,15 @@ def test_the_supervisor_logs_what_happens(box: BoxUnderTest) -> None:
     lines = [json.loads(line) for line in box.log("supervisor").splitlines()]
     assert {line["process"] for line in lines} == {"supervisor"}
     assert [line["event"] for line in lines if line.get("about") == "router"] == ["ready"]
-    assert lines[-1]["event"] == "box ready"
+    said = [line["event"] for line in lines if line["level"] == "info"]  # the machine may be short of something
+    assert said[-1] == "box ready"
 
 
 def test_logs_outlive_the_box_and_the_next_one_appends(box: BoxUnderTest) -> None:
     for life in (1, 2):
         launched = box.up(box.plan(router="log:again"))
         with box.client() as client:
-            client.down(5.0, 30.0)
+            client.down(30.0, DEADLINE_S)
         launched.exit_code()
         assert box.log("router").count("again") == life
 
@@ -44,6 +46,9 @@ def test_a_flood_neither_starves_the_box_nor_fills_the_disk(box: BoxUnderTest) -
         for _ in range(50):
             client.snapshot(DEADLINE_S)
     assert box.answers()
-    sizes = [path.stat().st_size for path in directory.glob("tiny.aggregated.0.log*")]
+    sizes = []
+    for path in directory.glob("tiny.aggregated.0.log*"):
+        with contextlib.suppress(FileNotFoundError):  # just being rotated
+            sizes.append(path.stat().st_size)
     assert len(sizes) <= 3
     assert max(sizes) <= ROTATE_BYTES

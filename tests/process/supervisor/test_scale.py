@@ -82,7 +82,7 @@ def test_new_workers_are_kept_up_like_others_and_stop_before_nobody_needs_them(b
     assert scale(box, 1) == "tiny has 1 aggregated worker: tiny.aggregated.0 gone", "the one that was down"
     assert box.snapshot().box.state == "ready"
     with box.client() as client:
-        client.down(5.0, DEADLINE_S)
+        client.down(30.0, DEADLINE_S)
     drained = (box.run_dir.root / "drained").read_text().split()
     assert drained[-3:] == ["frontend", "tiny.aggregated.1", "router"]
 

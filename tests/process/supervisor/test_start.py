@@ -50,10 +50,12 @@ def test_a_box_is_ready_once_its_model_has_answered(box: BoxUnderTest) -> None:
 
 
 def test_the_launcher_sees_phases_and_progress(box: BoxUnderTest) -> None:
-    launched = box.up(box.plan(worker="steps:4:0.15"))
-    seen = [snapshot.processes[0] for snapshot in launched.snapshots]
-    assert {"starting"} <= {process.state for process in seen}
-    assert any(process.phase == "weights" and process.progress for process in seen)
+    launched = box.launch(box.plan(worker="steps:4:0 until:seen"))
+    launched.follow_until(lambda snapshot: snapshot.processes[0].progress)
+    worker = launched.snapshots[-1].processes[0]
+    assert (worker.state, worker.phase) == ("starting", "weights")
+    (box.run_dir.root / "seen").touch()
+    assert isinstance(reply := launched.result(), control.Done), reply
 
 
 def test_the_last_that_the_launcher_sees_is_a_box_that_is_ready(box: BoxUnderTest) -> None:

@@ -7,14 +7,13 @@ import signal
 
 import msgspec
 import pytest
-from supervised_box import DEADLINE_S, BoxUnderTest, eventually
+from supervised_box import DEADLINE_S, QUICK, BoxUnderTest, eventually
 
 from dynamo_box.errors import BoxError
-from dynamo_box.plan.types import RestartPolicy
 from dynamo_box.protocol import status
 
 WORKER = "tiny.aggregated.0"
-LATE = RestartPolicy(first_s=2.5, longest_s=2.5)
+LATE = msgspec.structs.replace(QUICK, first_s=2.5, longest_s=2.5)
 """So that a look once a second sees that something is gone."""
 
 
