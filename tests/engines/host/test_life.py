@@ -36,18 +36,18 @@ def test_it_is_announced_when_it_can_answer_and_says_what_it_is(tmp_path: Path) 
 
 
 def test_progress_is_reported_phase_by_phase_and_not_announced_before_ready(tmp_path: Path) -> None:
-    process = starting(tmp_path / "run", options={"startup_s": 1.0})
-    try:
-        first = process.await_status(status.Starting)
-        assert process.instance() is None
-        assert not process.socket_path.exists()
-        process.ready()
+    with worker(tmp_path / "run", options={"startup_s": 0.5}) as process:
         steps = [message for message in process.seen if isinstance(message, status.Starting)]
         assert len(steps) <= 21
         assert [step.done for step in steps] == sorted(step.done for step in steps)
-        assert (first.total, steps[-1].done, steps[-1].unit) == (20, 20, "steps")
+        assert (steps[0].total, steps[-1].done, steps[-1].unit) == (20, 20, "steps")
+    long = starting(tmp_path / "long", options={"startup_s": 10.0})
+    try:
+        long.await_status(status.Starting)
+        assert long.instance() is None
+        assert not long.socket_path.exists()
     finally:
-        process.end()
+        long.end()
 
 
 def test_an_instance_file_that_disappears_is_written_again(tmp_path: Path) -> None:
@@ -70,17 +70,20 @@ def test_figures_come_when_they_change_and_every_two_seconds_anyway(tmp_path: Pa
 
 def test_drain_takes_nothing_new_finishes_what_runs_and_exits_with_zero(tmp_path: Path) -> None:
     with worker(tmp_path / "run", options=SLOW) as process, process.peer() as peer:
-        peer.generate(1, [1, 2, 3], max_tokens=20)
-        peer.generate(2, [1, 2, 3], max_tokens=40)
-        next(peer.deltas())
-        process.status.send(status.Drain(30.0))
+        peer.generate(1, [1, 2, 3], max_tokens=20, annotations=("mock:freeze:after=2",))
+        peer.generate(2, [1, 2, 3], max_tokens=40, annotations=("mock:freeze:after=10",))
+        process.await_frozen()
+        process.status.send(status.Drain(90.0))
+        process.thaw()
         assert process.await_status(status.Draining).in_flight == 2
         assert process.instance() is None
+        process.await_frozen(2)
         peer.generate(3, [1, 2, 3])
+        process.thaw()
         ended = peer.finish(1, 2, 3)
         assert (ended[3][1].error, ended[3][1].rejected) == ("worker is draining", False)
-        assert (len(ended[1][0]) >= 18, ended[1][1].finish) == (True, "length")
-        assert ended[2][1].finish == "length"
+        assert (len(ended[1][0]), ended[1][1].finish) == (20, "length")
+        assert (len(ended[2][0]), ended[2][1].finish) == (40, "length")
         assert peer.receive() is None
         assert [process.await_status(status.Draining).in_flight for _ in range(2)] == [1, 0]
         assert process.exit_code() == 0

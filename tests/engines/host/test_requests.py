@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_process import WorkerProcess, worker
+from worker_process import WorkerProcess, asks, worker
 
 from dynamo_box.protocol import PROTOCOL_VERSION, status
 from dynamo_box.protocol.framing import HEADER, MAX_FRAME, BlockingChannel, connect_unix, encode_frame
@@ -45,8 +45,7 @@ def test_one_frame_a_step_and_connection_carries_every_sequence_that_moved(tmp_p
         process.peer() as second,
     ):
         second.generate(0, [99] * 20, max_tokens=50)
-        for stream in range(10):
-            first.generate(stream, [stream + 1] * 20, max_tokens=50)
+        first.send_together(asks(stream, [stream + 1] * 20, max_tokens=50) for stream in range(10))
         frames = tokens = ended = 0
         while ended < 10:
             step = first.receive()

@@ -35,11 +35,11 @@ def announced(process: WorkerProcess) -> str | None:
     return None if instance is None else instance.role
 
 
-def begin_with_one_running(process: WorkerProcess, peer: Peer, role: str = "prefill", drain_s: float = 60.0) -> None:
+def begin_with_one_running(process: WorkerProcess, peer: Peer, role: str = "prefill") -> None:
     """The peer's stream 1 runs, the role is being changed, and more is refused."""
     peer.generate(1, [1], annotations=HOLD)
     assert peer.run([1], stream=100)[1].finish == "length"
-    begin(process, role, drain_s=drain_s)
+    begin(process, role, drain_s=600.0)
     wait_until(lambda: process.instance() is None, "the worker withdrew")
     last = peer.run([1], stream=101)[1]
     assert (last.finish, last.error, last.rejected) == ("error", CHANGING, False)
@@ -65,8 +65,10 @@ def test_it_finishes_what_runs_and_serves_as_something_else(tmp_path: Path) -> N
 
 def test_with_requests_left_at_the_deadline_it_serves_on_as_before(tmp_path: Path) -> None:
     with sleepy(tmp_path) as process, process.ready().peer() as peer:
-        begin_with_one_running(process, peer, drain_s=0.5)
-        assert answer(process).error == "1 requests still run after 0.5 s: it serves on as aggregated"
+        peer.generate(1, [1], annotations=HOLD)
+        assert peer.run([1], stream=100)[1].finish == "length"
+        refusal = set_role(process, "prefill", drain_s=0.5).error
+        assert refusal == "1 requests still run after 0.5 s: it serves on as aggregated"
         assert announced(process) == "aggregated"
         assert serves(process)
         process.ask(status.CancelRequest(3, "r1"))

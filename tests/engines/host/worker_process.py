@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from dynamo_box.discovery.instances import Instance, read_instances
 from dynamo_box.kv.hashing import isolation_key
 from dynamo_box.paths import RunDir
 from dynamo_box.protocol import PROTOCOL_VERSION, status
-from dynamo_box.protocol.framing import STATUS_FD_VARIABLE, BlockingChannel, connect_unix
+from dynamo_box.protocol.framing import STATUS_FD_VARIABLE, BlockingChannel, connect_unix, encode_frame
 from dynamo_box.protocol.request import (
     Delta,
     Generate,
@@ -39,6 +40,22 @@ from dynamo_box.protocol.spec import ModelSpec, WorkerSpec
 DEADLINE_S = 60.0
 BLOCK_SIZE = 16
 ISOLATION = isolation_key("abc", block_size=BLOCK_SIZE, kv_dtype="float16")
+
+
+def asks(
+    stream: int,
+    tokens: Sequence[int] | bytes,
+    *,
+    max_tokens: int = 8,
+    request_id: str = "",
+    isolation: bytes = ISOLATION,
+    annotations: tuple[str, ...] = (),
+    **sampling: Any,
+) -> Generate:
+    """A whole request."""
+    packed = tokens if isinstance(tokens, bytes) else pack_tokens(tokens)
+    knobs = Sampling(max_tokens, temperature=sampling.pop("temperature", 0.0), **sampling)
+    return Generate(stream, request_id or f"r{stream}", packed, knobs, isolation, annotations=annotations)
 
 
 def worker_spec(run_dir: Path, name: str = "m.aggregated.0", **changes: Any) -> WorkerSpec:
@@ -68,21 +85,12 @@ class Peer:
     def send(self, message: PeerMessage) -> None:
         self.channel.send(message)
 
-    def generate(
-        self,
-        stream: int,
-        tokens: Sequence[int] | bytes,
-        *,
-        max_tokens: int = 8,
-        request_id: str = "",
-        isolation: bytes = ISOLATION,
-        annotations: tuple[str, ...] = (),
-        **sampling: Any,
-    ) -> None:
-        packed = tokens if isinstance(tokens, bytes) else pack_tokens(tokens)
-        knobs = Sampling(max_tokens, temperature=sampling.pop("temperature", 0.0), **sampling)
-        rid = request_id or f"r{stream}"
-        self.send(Generate(stream, rid, packed, knobs, isolation, annotations=annotations))
+    def send_together(self, messages: Iterable[PeerMessage]) -> None:
+        """In one piece: the worker does nothing between them."""
+        self.socket.sendall(b"".join(encode_frame(message) for message in messages))
+
+    def generate(self, stream: int, tokens: Sequence[int] | bytes, **request: Any) -> None:
+        self.send(asks(stream, tokens, **request))
 
     def receive(self, timeout_s: float = DEADLINE_S) -> WorkerMessage | None:
         """The next message; None at the end of the stream, however it came."""
@@ -179,6 +187,18 @@ class WorkerProcess:
     def figures(self, where: Callable[[Any], bool]) -> Any:
         """The first figures from now on that are as wanted."""
         return self.await_status(status.Report, where=lambda report: where(report.figures)).figures
+
+    def await_frozen(self, times: int = 1) -> None:
+        """Until it has stopped itself, as its faults say, so many times."""
+
+        def frozen() -> bool:
+            stat = Path(f"/proc/{self.pid}/stat").read_text()
+            return self.log.count("freezing, as told") == times and stat.rpartition(")")[2].split()[0] == "T"
+
+        wait_until(frozen, "the worker is stopped")
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def exit_code(self) -> int:
         return self.process.wait(DEADLINE_S)

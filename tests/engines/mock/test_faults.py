@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from worker_process import DEADLINE_S, Index, Peer, WorkerProcess, readable, wait_until, worker, worker_spec
+from worker_process import DEADLINE_S, Index, Peer, WorkerProcess, readable, worker, worker_spec
 
 from dynamo_box.protocol import status
 from dynamo_box.protocol.framing import FrameError
@@ -16,10 +17,6 @@ from dynamo_box.protocol.request import Cancel, KvDump, KvStored, Load, Subscrib
 from engines.mock.faults import EventFault, RequestFault, StartFault, parse_fault
 
 QUIET_S = 0.3
-
-
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def router(process: WorkerProcess) -> tuple[Peer, Index]:
@@ -130,10 +127,10 @@ def test_a_frozen_process_lives_and_says_nothing(tmp_path: Path) -> None:
         peer.generate(1, [1, 2], max_tokens=20, annotations=("mock:freeze:after=3",))
         deltas = peer.deltas()
         assert sum(len(next(deltas).tokens) for _ in range(3)) == 3
-        wait_until(lambda: state(process.pid) == "T", "the process is stopped")
+        process.await_frozen()
         assert not readable([peer.socket], QUIET_S)
         assert process.instance() is not None
-        process.process.send_signal(signal.SIGCONT)
+        process.thaw()
         assert len(peer.finish(1)[1][0]) == 17
 
 
@@ -207,8 +204,10 @@ def test_a_crash_in_the_start_comes_without_a_word(tmp_path: Path) -> None:
 
 
 def test_a_slow_start_is_silent_but_comes_to_an_end(tmp_path: Path) -> None:
+    began = time.monotonic()
     process = start_with(tmp_path / "run", "slow_start:0.6")
-    assert not readable([process.status], QUIET_S)
+    assert readable([process.status], DEADLINE_S)
+    assert time.monotonic() - began >= 0.6, "it says nothing before"
     process.ready().end()
 
 

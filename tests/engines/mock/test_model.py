@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from worker_process import worker, worker_spec
+from worker_process import asks, worker, worker_spec
 
 from engines.contract import EngineError
 from engines.mock.options import MockOptions, parse_options, pool_blocks
@@ -40,8 +40,7 @@ def test_neighbours_share_a_step(tmp_path: Path) -> None:
     timing = {"speedup": 1, "decode_ms": 5}
     with worker(tmp_path / "run", options=timing) as process, process.peer() as peer:
         started = time.monotonic()
-        for stream in range(20):
-            peer.generate(stream, [stream] * 10, max_tokens=60)
+        peer.send_together(asks(stream, [stream] * 10, max_tokens=60) for stream in range(20))
         peer.finish(*range(20))
         assert time.monotonic() - started >= 0.29, "never faster"
         assert process.figures(lambda each: each.output_tokens == 1200).busy_s < 3, "one after the other takes 6 s"
