@@ -150,9 +150,11 @@ class _ProcessTail:
         self._offset = 0
         self._last_at = 0.0
         self._current = directory / f"{process}{_SUFFIX}"
-        if from_end and self._current.exists():
-            info = self._current.stat()
-            self._inode, self._offset = info.st_ino, info.st_size
+        if from_end:
+            for file in _open_all(directory, process):  # the newest is the last; none is current while it is rotated
+                with file:
+                    info = os.fstat(file.fileno())
+                    self._inode, self._offset = info.st_ino, info.st_size
 
     def read(self) -> Iterator[Entry]:
         if self._unchanged():
@@ -220,11 +222,26 @@ def _paths(directory: Path, process: str) -> list[Path]:
 
 
 def _open_all(directory: Path, process: str) -> list[BinaryIO]:
-    files: list[BinaryIO] = []
+    """All of them, oldest first, as they were at one moment: of files that are renamed while they are being opened, one
+    would be missing.
+    """
+    while True:
+        files: list[BinaryIO] = []
+        for path in _paths(directory, process):
+            with contextlib.suppress(FileNotFoundError):  # rotated away meanwhile, or not there yet
+                files.append(path.open("rb"))
+        if [os.fstat(file.fileno()).st_ino for file in files] == _inodes(directory, process):
+            return files
+        for file in files:
+            file.close()
+
+
+def _inodes(directory: Path, process: str) -> list[int]:
+    found: list[int] = []
     for path in _paths(directory, process):
-        with contextlib.suppress(FileNotFoundError):  # rotated away meanwhile, or not there yet
-            files.append(path.open("rb"))
-    return files
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.stat().st_ino)
+    return found
 
 
 def _from_oldest(directory: Path, process: str) -> Iterator[Entry]:
