@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dynamo_box.kv.hashing import isolation_key
 from dynamo_box.protocol.figures import WorkerTiers
+from dynamo_box.protocol.kv import LONGEST_HOLD_S
 from dynamo_box.protocol.request import FinishReason, Leg, PriorityRange, Sampling, Transfer
 from dynamo_box.protocol.spec import ModelSpec, WorkerSpec
 from engines.contract import BlockEvent, EngineInfo, Output, RemovedBlocks, SequenceRequest, StoredBlocks
 from engines.native.engine import NativeEngine
+from engines.native.kv_cache import PoolCopier
 
 MIB = 1024 * 1024
 DEADLINE_S = 90.0
@@ -59,6 +64,35 @@ class Answer:
     @property
     def cached_tokens(self) -> int:
         return self.outputs[0].cached_tokens
+
+
+class Held:
+    """Copies into the pool, or calls of another method, stop before they begin until `go`."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        what: str = "copy_in",
+        whose: type = PoolCopier,
+        when: Callable[[Any], bool] = lambda _: True,
+    ) -> None:
+        self.reached = threading.Event()
+        self._go = threading.Event()
+        original = getattr(whose, what)
+
+        def held(one: Any, *arguments: Any) -> Any:
+            if when(one):
+                self.reached.set()
+                assert self._go.wait(DEADLINE_S)
+            return original(one, *arguments)
+
+        monkeypatch.setattr(whose, what, held)
+
+    async def until_reached(self) -> None:
+        assert await asyncio.to_thread(self.reached.wait, DEADLINE_S)
+
+    def go(self) -> None:
+        self._go.set()
 
 
 class RunningEngine:
@@ -118,7 +152,7 @@ class RunningEngine:
         kv_priorities: tuple[PriorityRange, ...] = (),
         leg: Leg = "whole",
         transfer: Transfer | None = None,
-        transfer_ttl_s: float = 30.0,
+        transfer_ttl_s: float = LONGEST_HOLD_S,
         must_transfer: bool = False,
         **sampling: Any,
     ) -> tuple[int, Answer]:

@@ -12,12 +12,13 @@ import msgspec
 import pytest
 import torch
 from fakes.tiny_model import IM_END_ID, make_tiny_llama
-from native_harness import DEADLINE_S, ISOLATION, RunningEngine, worker_spec
+from native_harness import DEADLINE_S, ISOLATION, Held, RunningEngine, worker_spec
 from reference import Reference
 
 from dynamo_box.kv.hashing import chain_digests, isolation_key
 from dynamo_box.protocol.request import pack_tokens
 from engines.contract import EngineInfo, RequestRejected
+from engines.native.runner import Runner
 
 LENGTH = 64
 BLOCK_BYTES = 2 * 2 * 2 * 4 * 8 * 16  # layers × (K, V) × heads × head size × float64 × block size
@@ -210,10 +211,11 @@ def test_events_name_the_blocks_by_the_boxs_hash(tiny_model: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_higher_priority_is_admitted_first(tiny_model: Path) -> None:
+def test_a_higher_priority_is_admitted_first(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with RunningEngine(worker_spec(tiny_model, max_batch=1)) as engine:
             ended: list[str] = []
+            held = Held(monkeypatch, "step", Runner)
 
             async def run(name: str, priority: int) -> None:
                 await engine.generate([4, 5, 6], max_tokens=8, ignore_eos=True, priority=priority)
@@ -222,6 +224,8 @@ def test_a_higher_priority_is_admitted_first(tiny_model: Path) -> None:
             async with asyncio.TaskGroup() as group:
                 for name, priority in (("first", 9), ("low", 0), ("low too", 0), ("high", 5)):
                     group.create_task(run(name, priority))
+                await held.until_reached()
+                held.go()
             assert ended == ["first", "high", "low", "low too"]
 
     asyncio.run(scenario())

@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from native_harness import DEADLINE_S, ISOLATION, Answer, RunningEngine, worker_spec
+from native_harness import DEADLINE_S, ISOLATION, Answer, Held, RunningEngine, worker_spec
 from store_peers import Store, room_for
-from test_tiers import BLOCK_BYTES, Held, connected, engine_on, prompts, tokens_of
+from test_tiers import BLOCK_BYTES, connected, engine_on, prompts, tokens_of
 
 from dynamo_box.kv.client.outbound import OutboundLane
 from dynamo_box.kv.hashing import chain_digests
+from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.kv import LONGEST_HOLD_S, KvLayout
 from dynamo_box.protocol.request import Sampling, Transfer, pack_tokens
 from engines.contract import DISAGG, EngineInfo, RequestRejected, SequenceRequest
 from engines.native.requests import check
+from engines.native.runner import Runner
 
 pytestmark = pytest.mark.slow
 
@@ -227,8 +229,11 @@ def test_cancelling_a_prefill_leg_at_each_point(
     async def scenario() -> None:
         computing, copying, holding = prompts(3, length=1500)
         async with engine_on(store, tiny_model, blocks=256, options={"max_batch_tokens": 64}) as engine:
+            held = Held(monkeypatch, "step", Runner)
             key, answer = engine.submit(computing, leg="prefill", **GREEDY)
+            await held.until_reached()
             engine.engine.cancel(key)
+            held.go()
             await asyncio.wait_for(answer.ended.wait(), DEADLINE_S)
             assert [one.finish for one in answer.outputs] == ["cancelled"]
             await engine.settled()
@@ -440,6 +445,7 @@ def test_a_host_tier_that_is_full_of_holds_takes_no_more(tiny_model: Path, tmp_p
             assert "store_full" in answer.outputs[-1].error
             going_on = await engine.generate([*kept, 5], leg="decode", transfer=transfer, must_transfer=True, **GREEDY)
             assert going_on.finish == "length"
+            store.expect(status.Report, lambda report: report.figures.leases == 0)  # type: ignore[union-attr]
             await prefill(engine, refused, **GREEDY)
 
     store = Store(tmp_path, host_bytes=room_for(14, LAYOUT))

@@ -89,6 +89,12 @@ class Client:
         raise AssertionError("the worker is gone")
 
 
+def enough(clients: list[Client]) -> bool:
+    """Requests for this to have been a test; or one of them has failed."""
+    in_two_legs, refused = sum(client.in_two_legs for client in clients), sum(client.refused for client in clients)
+    return (in_two_legs > 10 and refused > 0) or any(client.errors for client in clients)
+
+
 def test_roles_change_under_load_and_no_answer_does(tiny_model: Path, tmp_path: Path) -> None:
     """What a worker refuses while it changes is asked of the other; nothing else fails, and weights and KV stay."""
     asked = prompts(5, length=150, seed=4)
@@ -110,7 +116,8 @@ def test_roles_change_under_load_and_no_answer_does(tiny_model: Path, tmp_path: 
                 for number, prompt in enumerate(asked)
             ]
         clients = [Client(workers, asked, number) for number in range(4)]
-        for number in range(ROUNDS):
+        number = 0
+        while number < ROUNDS or number % 2 or not enough(clients):
             for worker, role in zip(
                 workers, ("decode", "prefill") if number % 2 else ("aggregated", "decode"), strict=True
             ):
@@ -118,12 +125,11 @@ def test_roles_change_under_load_and_no_answer_does(tiny_model: Path, tmp_path: 
                 answer = worker.await_status(status.Answer)
                 assert (answer.id, answer.error) == (number, "")
                 assert worker.instance().role == role  # type: ignore[union-attr]
+            number += 1
         for client in clients:
             client.join()
             assert not client.errors
             assert all(tokens == expected[which] for which, tokens in client.answers)
-        assert sum(client.in_two_legs for client in clients) > 10
-        assert sum(client.refused for client in clients) > 0
         figures = [
             worker.figures(lambda figures: figures.running == figures.waiting == figures.kv_blocks_used == 0)
             for worker in workers

@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gms_process import GmsProcess
-from native_harness import DEADLINE_S, Answer, RunningEngine, worker_spec
+from native_harness import DEADLINE_S, Answer, Held, RunningEngine, worker_spec
 from store_peers import MIB, Store
 from worker_process import WorkerProcess
 
+from dynamo_box.kv.client.lane import Limits
 from dynamo_box.kv.hashing import isolation_key
 from dynamo_box.protocol import status
 from dynamo_box.protocol.request import PriorityRange
 from dynamo_box.protocol.spec import Offload, WorkerSpec
 from engines.contract import KV_TIERS, EngineError
-from engines.native.kv_cache import PoolCopier
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("loads_whatever_there_is")]
 
 BLOCK_BYTES = 2 * 2 * 2 * 4 * 8 * 16
 SETTINGS: dict[str, Any] = {"max_tokens": 32, "ignore_eos": True}
@@ -78,35 +77,6 @@ async def fill(store: Store, model: Path, asked: list[list[int]], **settings: An
     return answers
 
 
-class Held:
-    """Copies into the pool, or calls of another method, stop before they begin until `go`."""
-
-    def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        what: str = "copy_in",
-        whose: type = PoolCopier,
-        when: Callable[[Any], bool] = lambda _: True,
-    ) -> None:
-        self.reached = threading.Event()
-        self._go = threading.Event()
-        original = getattr(whose, what)
-
-        def held(one: Any, *arguments: Any) -> None:
-            if when(one):
-                self.reached.set()
-                assert self._go.wait(DEADLINE_S)
-            original(one, *arguments)
-
-        monkeypatch.setattr(whose, what, held)
-
-    async def until_reached(self) -> None:
-        assert await asyncio.to_thread(self.reached.wait, DEADLINE_S)
-
-    def go(self) -> None:
-        self._go.set()
-
-
 def test_what_one_worker_computed_another_loads(tiny_model: Path, store: Store) -> None:
     async def scenario() -> None:
         asked = prompts(4)
@@ -122,8 +92,8 @@ def test_what_one_worker_computed_another_loads(tiny_model: Path, store: Store) 
             assert tokens_of(answers) == tokens_of(expected)
             assert cached(answers) == [192] * 4
             assert second.stored[0].parent == b"", "the router hears of what was loaded"
-            tiers = await second.until(lambda tiers: tiers.host.loaded > 0, "it is counted")
-            assert (tiers.host.matched, tiers.host.loaded) == (4 * 192, 4 * 192)
+            tiers = await second.until(lambda tiers: tiers.host.loaded == 4 * 192, "it is counted")
+            assert tiers.host.matched == 4 * 192
             assert (tiers.host.failed, tiers.host.wasted, tiers.loads, tiers.recomputes) == (0, 0, 4, 0)
             assert second.engine.figures().cached_tokens == 4 * 192
             assert second.engine.figures().kv_blocks_used == 0
@@ -198,8 +168,8 @@ def test_a_killed_store_is_done_without_and_then_with_again(tiny_model: Path, st
             await engine.until(lambda tiers: tiers.offloaded > 0, "offload has begun")
             store.kill()
             assert tokens_of(await running) == expected
+            await engine.until(lambda tiers: bool(tiers.connected), "it has heard of the end of the store")
             told = await engine.settled()
-            assert told.connected
             assert sum(told.dropped.values()) + told.offloaded + told.known == 8 * 14
             assert cached(await engine.generate_all(asked[:1], max_tokens=1)) == [192], "the pool has it"
             store.start()
@@ -230,7 +200,9 @@ def test_a_store_that_dies_during_a_load(tiny_model: Path, store: Store, monkeyp
     asyncio.run(scenario())
 
 
-def test_a_store_that_does_not_answer_delays_a_request_for_a_moment_only(tiny_model: Path, store: Store) -> None:
+def test_a_store_that_does_not_answer_delays_a_request_for_a_moment_only(
+    tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         asked = prompts(2)
         expected = tokens_of(await fill(store, tiny_model, asked))
@@ -240,6 +212,7 @@ def test_a_store_that_does_not_answer_delays_a_request_for_a_moment_only(tiny_mo
             assert (tokens_of(answers), cached(answers)) == (expected, [0, 0])
             store.process.send_signal(signal.SIGCONT)
 
+    monkeypatch.setattr("dynamo_box.kv.client.tiers.Limits", Limits)
     asyncio.run(scenario())
 
 
@@ -284,7 +257,7 @@ def test_after_a_sleep_the_same_prompt_hits(tiny_model: Path, store: Store, monk
         changes = {
             "gms": "gms@cpu",
             "layout": "m",
-            "offload": Offload(queue_blocks=1, pinned_blocks=4, sleep_deadline_s=2.0),
+            "offload": Offload(queue_blocks=1, pinned_blocks=4, sleep_deadline_s=DEADLINE_S),
         }
         async with engine_on(store, tiny_model, **changes) as engine:
             expected = await engine.generate_all(asked, **SETTINGS)
@@ -299,12 +272,12 @@ def test_after_a_sleep_the_same_prompt_hits(tiny_model: Path, store: Store, monk
             assert (tokens_of(answers), cached(answers)) == (tokens_of(expected), [192] * 4)
 
             held = Held(monkeypatch, "copy_out")
-            monkeypatch.setattr("engines.native.engine.COPIES_END_S", 0.1)
             new = await engine.generate(prompts(1, seed=5)[0], **SETTINGS)
             await held.until_reached()
-            engine_sleep = asyncio.ensure_future(engine.engine.sleep())
-            with pytest.raises(EngineError, match="being copied"):
-                await engine_sleep
+            with monkeypatch.context() as hasty, pytest.raises(EngineError, match="being copied"):
+                hasty.setattr(engine.engine, "_sleep_deadline_s", 0.1)
+                hasty.setattr("engines.native.engine.COPIES_END_S", 0.1)
+                await engine.engine.sleep()
             held.go()
             await engine.settled()
             assert (await engine.generate(prompts(1, seed=5)[0], **SETTINGS)).tokens == new.tokens, "it serves on"
@@ -330,7 +303,7 @@ def test_after_a_restart_of_everything_it_hits_from_disk(tiny_model: Path, tmp_p
             assert tiers.host.loaded == 0
             assert tiers.loads == 4
 
-    store = Store(tmp_path, disk_bytes=64 * MIB, directory=str(tmp_path / "disk"))
+    store = Store(tmp_path, disk_bytes=64 * MIB, directory=str(tmp_path / "disk"), flush_s=DEADLINE_S)
     try:
         asyncio.run(scenario(store))
     finally:
@@ -340,6 +313,8 @@ def test_after_a_restart_of_everything_it_hits_from_disk(tiny_model: Path, tmp_p
 def test_what_waits_for_the_tiers_goes_there_before_the_engine_ends(
     tiny_model: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("engines.native.engine.STOP_FLUSH_S", DEADLINE_S)
+
     async def scenario() -> None:
         asked = prompts(1)
         async with engine_on(store, tiny_model, offload=Offload(pinned_blocks=1)) as engine:
@@ -408,7 +383,7 @@ def test_a_worker_process_sleeps_wakes_and_starts_anew_with_the_same_prompt(tiny
                 process.status.send(status.Wake(2, DEADLINE_S))
                 assert not process.await_status(status.Woken).error
                 answers.append(ask(process, first))
-                assert process.figures(lambda figures: figures.tiers.loads).tiers.host.loaded >= 192
+                assert process.figures(lambda figures: figures.tiers.host.loaded >= 192).tiers.loads
                 answers.append(ask(process, second))
                 process.status.send(status.Drain(DEADLINE_S))
                 assert process.exit_code() == 0
