@@ -118,7 +118,7 @@ class ScriptedServer:
             threading.Thread(target=self._serve, args=[channel, sock]).start()
 
     def _serve(self, channel: BlockingFdChannel[gms.EngineMessage], sock: socket.socket) -> None:
-        lock = ""
+        lock, epoch = "", 0
         with contextlib.suppress(OSError):
             while (came := channel.receive(DEADLINE_S)) is not None:
                 message = came[0]
@@ -132,7 +132,7 @@ class ScriptedServer:
                         break
                     if isinstance(answer, tuple) and isinstance(answer[0], gms.Granted):
                         self._count(-(lock == "ro"))
-                        lock = answer[0].lock
+                        lock, epoch = answer[0].lock, self.epoch
                         self._count(lock == "ro")
                     elif isinstance(message, gms.Release):
                         self._count(-(lock == "ro"))
@@ -141,7 +141,7 @@ class ScriptedServer:
                 if isinstance(answer, Last):
                     break
         with self._turn:
-            if lock == "rw" and not self.committed:
+            if lock == "rw" and not self.committed and epoch == self.epoch:  # nobody has begun anew meanwhile
                 self.forget()
         channel.close()
         with self.changed:
