@@ -22,7 +22,7 @@ from dynamo_box.errors import BoxError
 from dynamo_box.paths import RunDir
 
 COMMAND_DEADLINE_S = 120
-CONDITION_DEADLINE_S = 60
+CONDITION_DEADLINE_S = 120
 
 
 def eventually(condition: Callable[[], Any], what: str, deadline_s: float = CONDITION_DEADLINE_S) -> Any:
@@ -100,6 +100,20 @@ class Box:
 
         result: dict[str, Any] = eventually(ready, "every process ready")
         return result
+
+    def wait_routed(self) -> None:
+        """Return when the router has every worker that there is. It hears of new ones a moment after the supervisor;
+        of one that lives again, or has another role, its figures don't tell whether it has.
+        """
+
+        def known() -> bool:
+            processes = self.ps()["processes"]
+            (figures,) = (each["figures"] for each in processes if each["kind"] == "router")
+            return figures is not None and all(
+                each["name"] in figures["workers"] for each in processes if each["kind"] == "worker"
+            )
+
+        eventually(known, "the router has every worker")
 
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, **options)

@@ -22,6 +22,7 @@ def box(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[
     profile = PROFILE.replace("\n  workers: 2\n", TWO_LEGS)
     made = MockBox(tmp_path_factory.mktemp("box"), profile.format(source=tiny_model))
     made.start_again()
+    made.wait_routed()
     yield made
     made.destroy()
 

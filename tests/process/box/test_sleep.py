@@ -21,7 +21,7 @@ from dynamo_box.errors import BoxError, NotRunning, TimedOut
 from dynamo_box.paths import RunDir
 
 MODEL = "tiny"
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 
 
 def control(box: Box) -> ControlClient:

@@ -31,10 +31,10 @@ def test_a_model_is_idle_since_its_last_request_ended(mock_box: Box) -> None:
         idle: float | None = mock_box.ps()["models"][0]["idle_s"]
         return idle
 
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask, mock_box.client(timeout=60), 1, 500)
+    with mock_box.client(timeout=120).completions.create(
+        model="tiny", prompt="1 word", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
+    ):
         eventually(lambda: idle_s() == 0.0, "a request runs")
-        asked.result(60)
     before = eventually(idle_s, "it is idle")
     os.kill(mock_box.process("frontend")["pid"], signal.SIGKILL)
     eventually(lambda: mock_box.process("frontend")["restarts"] == 1, "its end was noticed")
@@ -64,7 +64,7 @@ def test_a_full_kv_pool_that_requests_wait_for_is_an_event(small_box: MockBox) -
         (event, *_) = eventually(events, "the pool was full for a while")
         small_box.dynbox("down", "--drain", "0")
         for each in asked:
-            each.exception(60)
+            each.exception(120)
     assert event["level"] == "warning"
     assert str(event["process"]).startswith("tiny.aggregated.")
     assert event["text"].endswith("requests wait")

@@ -138,6 +138,7 @@ def test_without_a_terminal_a_recording_is_made_until_the_box_ends(mock_box: Box
     running = mock_box.start("top", "--record", str(recording))
     assert running.stderr is not None
     assert "recording to" in running.stderr.readline()
+    eventually(lambda: recording.stat().st_size > 600, "more than the head of a recording is written")
     mock_box.down()
     assert "has stopped" in running.communicate(timeout=COMMAND_DEADLINE_S)[1]
     assert running.returncode == 0
@@ -219,6 +220,10 @@ def test_the_command_starts_without_importing_a_terminal(shared_box: Box) -> Non
         "sys.exit(status or 'textual' in sys.modules)"
     )
     done = subprocess.run(
-        [shared_box.command()[0], "-c", code], env=shared_box.env, capture_output=True, text=True, timeout=60
+        [shared_box.command()[0], "-c", code],
+        env=shared_box.env,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
     )
     assert done.returncode == 0, done.stderr

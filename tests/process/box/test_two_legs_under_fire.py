@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import pytest
-from box_under_test import Box, eventually
+from box_under_test import COMMAND_DEADLINE_S, Box, eventually
 from mock_box import MockBox
 from two_legs import Ask, BrokenOff, Failed, nothing_is_held
 
@@ -177,6 +177,7 @@ def kill_somebody(box: Box, load: Load, rng: random.Random) -> str:
     victim = rng.choice(eventually(candidates, "somebody may be killed"))
     load.frontends_killed += kind == "frontend"
     os.kill(victim["pid"], signal.SIGKILL)
+    load.frontends_killed += kind == "frontend"  # for requests that have begun just before its death
     name, before = victim["name"], victim["restarts"]
     eventually(lambda: box.process(name)["restarts"] > before, f"{name} was restarted")
     return str(name)
@@ -188,7 +189,7 @@ def change_policy(box: Box, load: Load, policy: str) -> str:
         load.strict, load.strict_before = True, load.strict_before + 1
     eventually(lambda: box.process("router")["state"] == "ready", "there is a router to be told")
     with ControlClient.connect(RunDir(box.run_dir)) as client:
-        client.set_option("router", "disagg", policy)
+        client.set_option("router", "disagg", policy, COMMAND_DEADLINE_S)
     load.strict = strict
     return policy.partition(":")[0]
 
@@ -209,7 +210,8 @@ def all_is_well(box: Box, expected: list[tuple[str, int, int]]) -> None:
     for body, said in zip(bodies()[:3], expected, strict=False):
         again = eventually(lambda body=body: (ask := Ask(box, body).whole()).workers[0] and ask, "two legs again")
         assert again.said == said
-    assert len(box.pids()) == 1 + 2 * len(box.ps()["processes"]), "the supervisor; a guard and its program each"
+    expected = 1 + 2 * len(box.ps()["processes"])  # the supervisor; a guard and its program each
+    eventually(lambda: len(box.pids()) == expected, "no orphans are left")
 
 
 def under_fire(box: Box, expected: list[tuple[str, int, int]], events: int) -> None:

@@ -15,7 +15,7 @@ import pytest
 from box_under_test import Box, eventually
 
 CLIENTS = 8
-REQUEST_DEADLINE_S = 60
+REQUEST_DEADLINE_S = 120
 
 
 class Load:
@@ -73,12 +73,14 @@ def kill_rounds(box: Box, rounds: int) -> None:
     print(f"kills: {dict(kills)}; endings of requests: {dict(endings)}")
     assert endings["silence"] == endings["cut short"] == 0
     assert endings["finished"] > 0
-    answer = box.client(timeout=60).completions.create(model="tiny", prompt="still there?", max_tokens=3)
+    answer = box.client(timeout=REQUEST_DEADLINE_S).completions.create(
+        model="tiny", prompt="still there?", max_tokens=3
+    )
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 3
     state = box.ps()
     expected = 1 + 2 * len(state["processes"])  # the supervisor; a guard and its program each
-    assert len(box.pids()) == expected, "orphans are left"
+    eventually(lambda: len(box.pids()) == expected, "no orphans are left")
 
 
 @pytest.mark.slow
