@@ -167,13 +167,14 @@ class Child:
         """
         if self._task is None:
             raise NotRunning(f"{self.name} was not started")
-        ready = self._loop.create_task(self._ready.wait())
-        try:
-            await first_of(ready, self._task)
-        finally:
-            ready.cancel()
-        if not self._ready.is_set():
-            raise self.failure_error()
+        while not self._ready.is_set():
+            if self._task.done():
+                raise self.failure_error()
+            ready = self._loop.create_task(self._ready.wait())
+            try:
+                await first_of(ready, self._task)
+            finally:
+                ready.cancel()
 
     def failure_error(self) -> BoxError:
         """The last failure as an error for people."""
@@ -469,6 +470,7 @@ class Child:
         life.terminate(0.0)
 
     def _on_program_end(self) -> None:
+        self._ready.clear()
         self._gone()
         self._questions.child_ended()
         self._changed(self)

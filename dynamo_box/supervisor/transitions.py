@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 
-from dynamo_box.errors import BoxError
+from dynamo_box.errors import BoxError, NotRunning
 from dynamo_box.profile.units import format_size
 from dynamo_box.protocol import control, status
 from dynamo_box.protocol.gms import Place
@@ -173,12 +173,23 @@ class Transitions:
             BoxError: they are where they were, or lost (then the service has forgotten them).
         """
         assert model.service is not None
-        await model.service.wait_ready()
-        moved = await model.service.move(lambda number: status.Move(number, model.name, place), MOVE_DEADLINE_S)
+        try:
+            moved = await self._moved_by(model.service, model.name, place)
+        except NotRunning:  # it has just died: what was committed is its successor's, as it was
+            moved = await self._moved_by(model.service, model.name, place)
         if moved.error:
             holders = f" (held by {', '.join(moved.holders)})" if moved.holders else ""
             raise (NoMemory if moved.no_room else BoxError)(f"{moved.error}{holders}")
         return moved
+
+    async def _moved_by(self, service: Child, layout: str, place: Place) -> status.Moved:
+        """
+        Raises:
+            NotRunning: the service ended before it answered.
+            BoxError: it won't come back, or is silent.
+        """
+        await service.wait_ready()
+        return await service.move(lambda number: status.Move(number, layout, place), MOVE_DEADLINE_S)
 
     async def _read_memory(self) -> meter.Reading:
         workers = [
