@@ -186,6 +186,7 @@ class Box:
         except BoxError as error:
             self._to(BoxState.FAILED, error.what)
             raise
+        self._sample_memory()
         self._to(BoxState.READY)
         self._reconsider()
 
@@ -283,15 +284,21 @@ class Box:
             self.models.tick()
             self._following.tick()
         self._tiers.tick()
+        changed = self._sample_memory()
+        for child in self.children.values():
+            child.check_sign_of_life()
+        self._end_adopted()
+        if changed:
+            self._notify()
+
+    def _sample_memory(self) -> bool:
+        """Whether anybody has more or less than before."""
         changed = False
         for child in self.children.values():
             sample = resident_bytes(child.pid) if child.pid is not None else None
             changed = changed or sample != child.resident_bytes
             child.resident_bytes = sample
-            child.check_sign_of_life()
-        self._end_adopted()
-        if changed:
-            self._notify()
+        return changed
 
     def _judge_figures(self) -> None:
         """Events for what has crossed a limit since the last look."""
