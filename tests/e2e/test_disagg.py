@@ -57,6 +57,7 @@ def box(tmp_path_factory: pytest.TempPathFactory, smollm2_home: Any) -> Iterator
     (root / "home" / "models").symlink_to(smollm2_home / "models")
     made = Box(root / "run", root / "home")
     made.up("smollm2-disagg")
+    made.wait_routed()
     yield made
     made.destroy()
 
@@ -128,7 +129,7 @@ def test_a_death_is_not_noticed(box: Box, told: dict[str, tuple[str, int, int]],
     with ThreadPoolExecutor(len(prompts)) as many:
         answers = [many.submit(ask, prompt) for prompt in prompts]
         for _ in range(8):
-            assert begun.acquire(timeout=60)
+            assert begun.acquire(timeout=120)
         kill(box, victim)
         assert [answer.result() for answer in answers] == expected
     eventually(lambda: box.process(victim)["restarts"] == restarts + 1, "it was restarted")
@@ -150,7 +151,7 @@ def test_strict_says_why_it_fails_where_fallback_goes_on(box: Box) -> None:
     box.dynbox("drain", PREFILL)
     alone = Ask(box, body(COUNTING, "nobody for prefill")).whole()
     assert (alone.workers, alone.said) == ((None, DECODE), expected)
-    with urlopen(f"http://127.0.0.1:{box.port}/health") as answer:
+    with urlopen(f"http://127.0.0.1:{box.port}/health", timeout=120) as answer:
         health = json.load(answer)
     assert health["roles"] == {"smollm2": {"decode": 1}}, health
 
@@ -161,6 +162,4 @@ def test_strict_says_why_it_fails_where_fallback_goes_on(box: Box) -> None:
     box.dynbox("disagg", "--policy", "fallback")
     assert Ask(box, body(COUNTING, "nobody for prefill")).whole().said == expected
     box.dynbox("restart", PREFILL)
-    eventually(
-        lambda: Ask(box, body(COUNTING, "there again")).whole().workers == (PREFILL, DECODE), "two legs again", 20
-    )
+    eventually(lambda: Ask(box, body(COUNTING, "there again")).whole().workers == (PREFILL, DECODE), "two legs again")

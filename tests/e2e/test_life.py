@@ -10,7 +10,7 @@ import urllib.request
 from typing import Any
 
 import pytest
-from box_under_test import Box, eventually
+from box_under_test import COMMAND_DEADLINE_S, Box, eventually
 from ports import free_port
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_ctrl_c_during_up_leaves_nothing(box: Box) -> None:
     up = box.start("up", "--port", str(box.port))
     eventually(lambda: len(box.pids()) > 4, "processes are starting")
     up.send_signal(signal.SIGINT)
-    up.communicate(timeout=60)
+    up.communicate(timeout=COMMAND_DEADLINE_S)
     assert up.returncode == 130
     assert box.pids() == set()
     box.up()
@@ -75,7 +75,7 @@ def test_ctrl_c_during_up_leaves_nothing(box: Box) -> None:
 
 def test_two_ups_at_once_make_one_box(box: Box) -> None:
     ups = [box.start("up", "--port", str(box.port)) for _ in range(2)]
-    outputs = [up.communicate(timeout=120) for up in ups]
+    outputs = [up.communicate(timeout=COMMAND_DEADLINE_S) for up in ups]
     assert [up.returncode for up in ups] == [0, 0], outputs
     assert sum("already" in out + err for out, err in outputs) == 1, outputs
     assert len([each for each in box.ps()["processes"] if each["kind"] == "frontend"]) == 1
@@ -120,7 +120,7 @@ def test_a_killed_part_comes_back_and_the_box_answers(box: Box, victim: str) -> 
 
     eventually(back, f"{victim} restarted")
     box.wait_ready()
-    answer = box.client(timeout=60).completions.create(
+    answer = box.client(timeout=120).completions.create(
         model="smollm2", prompt="The capital of France is", max_tokens=2, temperature=0
     )
     assert "Paris" in answer.choices[0].text
@@ -128,7 +128,7 @@ def test_a_killed_part_comes_back_and_the_box_answers(box: Box, victim: str) -> 
 
 def test_the_client_of_a_killed_worker_does_not_notice(box: Box) -> None:
     box.up("smollm2-duo")
-    client = box.client(timeout=60)
+    client = box.client(timeout=120)
     question: Any = {"model": "smollm2", "prompt": "Once upon a time", "max_tokens": 60, "temperature": 1.0, "seed": 3}
     undisturbed = client.completions.create(**question, extra_body={"ignore_eos": True}).choices[0].text
     pids = {name: box.process(name)["pid"] for name in ("smollm2.aggregated.0", "smollm2.aggregated.1")}

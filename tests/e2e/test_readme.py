@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from box_under_test import Box
+from box_under_test import Box, eventually
 
 README = Path(__file__).parent.parent.parent / "README.md"
 ANY = "…"
@@ -64,6 +64,7 @@ def test_every_example_of_the_readme_works(box: Box, tmp_path: Path) -> None:
     assert len(commands) > 8
     for command, expected in commands:
         if command.startswith("dynbox logs supervisor"):
+            eventually(lambda: any(each["restarts"] for each in box.ps()["processes"]), "a death was noticed")
             box.wait_ready()
         done = subprocess.run(
             ["bash", "-c", command.replace("8000", str(box.port)) + " 2>&1"],

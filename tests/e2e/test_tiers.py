@@ -49,10 +49,16 @@ def store(box: Box) -> dict[str, Any]:
     return dict(figures) if figures else {}
 
 
+def held(box: Box, tier: str) -> int:
+    """Blocks that the store says it has there."""
+    figures = store(box)
+    return int(figures[tier]["blocks"]) if figures else 0
+
+
 def until_on_disk(box: Box, blocks: int) -> None:
     """Whatever was offloaded has gone through."""
-    eventually(lambda: store(box) and store(box)["host"]["blocks"] >= blocks, f"{blocks} blocks in host memory")
-    eventually(lambda: store(box)["disk"]["blocks"] >= blocks, f"{blocks} blocks on disk")
+    eventually(lambda: held(box, "host") >= blocks, f"{blocks} blocks in host memory")
+    eventually(lambda: held(box, "disk") >= blocks, f"{blocks} blocks on disk")
 
 
 @pytest.fixture
@@ -65,6 +71,7 @@ def neighbour(tmp_path: Path, box: Box) -> Iterator[Box]:
 
 def test_a_prompt_is_computed_once_whatever_happens_to_the_box(box: Box, neighbour: Box) -> None:
     box.up()
+    eventually(lambda: tiers_of_worker(box).get("connected") == "", "the worker has its tiers")
     answer, prompt_tokens, cached = ask(box)
     whole = prompt_tokens // BLOCK * BLOCK
     assert (cached, whole > 10 * BLOCK) == (0, True)
@@ -73,7 +80,7 @@ def test_a_prompt_is_computed_once_whatever_happens_to_the_box(box: Box, neighbo
     box.dynbox("sleep", MODEL)
     box.dynbox("wake", MODEL)
     assert ask(box) == (answer, prompt_tokens, whole), "from host memory: the pool was given back"
-    assert eventually(lambda: tiers_of_worker(box)["host"]["loaded"] == whole, "the worker says where it came from")
+    eventually(lambda: tiers_of_worker(box)["host"]["loaded"] == whole, "the worker says where it came from")
     assert ask(box, cache_salt="another tenant")[2] == 0
 
     with ThreadPoolExecutor(4) as many:
@@ -81,32 +88,37 @@ def test_a_prompt_is_computed_once_whatever_happens_to_the_box(box: Box, neighbo
         running[0].result()
         os.kill(box.process("kvstore")["pid"], signal.SIGKILL)
         assert all(len(one.result()[0]) for one in running), "requests go on without the store"
+    eventually(lambda: box.process("kvstore")["restarts"] == 1, "its end was noticed")
     box.wait_ready()
-    assert box.process("kvstore")["restarts"] == 1
+    eventually(lambda: held(box, "disk") >= whole // BLOCK, "the new store has read what is on disk")
     eventually(lambda: tiers_of_worker(box).get("connected") == "", "the worker has its tiers again")
-    eventually(lambda: store(box)["disk"]["blocks"] >= whole // BLOCK, "the new store has read what is on disk")
 
     neighbour.env[THRESHOLD] = "50"
     neighbour.up()
+    holder = f"pid {box.process('kvstore')['pid']}"
+    eventually(lambda: (now := store(neighbour)) and holder in now["disk"]["reason"], "it names the holder")
     words = neighbour.dynbox("ps").stdout
     assert "the disk tier of KV is suspended: " in words, words
-    reason = store(neighbour)["disk"]["reason"]
-    assert f"pid {box.process('kvstore')['pid']}" in reason, "it names the holder"
+    eventually(lambda: tiers_of_worker(neighbour).get("connected") == "", "the worker has a tier")
     assert ask(neighbour, priority=20) == (answer, prompt_tokens, 0), "and serves"
-    eventually(lambda: tiers_of_worker(neighbour)["filtered"] > 0, "blocks were kept out")
-    assert tiers_of_worker(neighbour)["terminated"]["priority"] == 1
-    assert store(neighbour)["host"]["blocks"] == 0
+    kept_out = eventually(lambda: (now := tiers_of_worker(neighbour))["filtered"] and now, "blocks were kept out")
+    assert kept_out["terminated"]["priority"] == 1
+    assert held(neighbour, "host") == 0
     ask(neighbour, priority=50)
-    eventually(lambda: store(neighbour)["host"]["blocks"] >= whole // BLOCK, "a higher priority is judged anew")
+    eventually(lambda: held(neighbour, "host") >= whole // BLOCK, "a higher priority is judged anew")
     neighbour.down()
 
     box.down()
     box.up()
+    eventually(lambda: held(box, "disk") >= whole // BLOCK, "the store has read what is on disk")
+    eventually(lambda: tiers_of_worker(box).get("connected") == "", "the worker has its tiers")
     assert ask(box) == (answer, prompt_tokens, whole), "from disk: everything else was lost"
-    found = eventually(lambda: tiers_of_worker(box)["disk"]["loaded"] and kv(box), "the worker says where it came from")
+    eventually(lambda: tiers_of_worker(box)["disk"]["loaded"] == whole, "the worker says where it came from")
+    eventually(lambda: store(box)["disk"]["hits"] >= whole // BLOCK, "the store says so too")
+    found = kv(box)
     assert found["tiers"]["disk"]["hit_rate"] == 1.0
     assert (found["workers"][0]["disk"]["loaded"], found["workers"][0]["host"]["loaded"]) == (whole, 0)
 
     assert "blocks gone from disk" in box.dynbox("kv", "clear").stdout
-    eventually(lambda: not store(box)["host"]["blocks"] and not store(box)["disk"]["blocks"], "both tiers are empty")
+    eventually(lambda: store(box) and not held(box, "host") + held(box, "disk"), "both tiers are empty")
     assert ask(box)[2] == whole, "what the worker has of its own stays"
