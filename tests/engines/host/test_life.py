@@ -203,7 +203,7 @@ def test_the_spec_of_another_kind_of_process_is_a_failure(tmp_path: Path) -> Non
 
 def test_without_a_supervisor_it_says_who_starts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(framing.STATUS_FD_VARIABLE, raising=False)
-    done = subprocess.run([sys.executable, "-m", "engines.mock"], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-m", "engines.mock"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "dynbox up" in done.stderr
 

@@ -130,6 +130,8 @@ class RunningEngine:
                 assert self.told.issuperset(event.digests)
                 self.removed.append(event)
                 self.told.difference_update(event.digests)
+            else:
+                self.told.clear()
         assert set(self.engine.cached_blocks()) == self.told
         self.steps.append(list(outputs))
         for output in outputs:

@@ -265,7 +265,6 @@ def test_after_a_sleep_the_same_prompt_hits(tiny_model: Path, store: Store, monk
             assert told.dropped["queue_full"] > 0
             report = await engine.engine.sleep()
             assert report.kv_bytes > 0
-            engine.told.clear()
             assert engine.tiers.offloaded == 4 * 14
             await engine.engine.wake(DEADLINE_S)
             answers = await engine.generate_all(asked, **SETTINGS)

@@ -16,4 +16,4 @@ def test_profiles_are_offered_by_name_without_being_read() -> None:
         "import sys; from dynamo_box.cli import complete; complete.profiles(''); "
         "sys.exit('dynamo_box.profile.load' in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)

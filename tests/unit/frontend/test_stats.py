@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import generate_latest
@@ -86,12 +87,17 @@ def test_workers_that_are_gone_are_forgotten_after_their_last_request(stats: Sta
     assert report(stats).by_worker == {"w0": Latency()}, "its successor starts afresh"
 
 
-def test_latencies_by_worker_are_worked_out_once_a_second() -> None:
+def test_latencies_by_worker_are_worked_out_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now, time=time.time))
     stats = Stats()
     assert report(stats).by_worker == {}
     request = begin(stats, "w0")
     request.token(1, request.began + 0.1)
+    now += 0.9
     assert report(stats).by_worker == {}
+    now += 0.1
+    assert report(stats).by_worker["w0"].ttft.p50 == pytest.approx(0.1)
 
 
 def test_when_the_last_request_of_a_model_ended(stats: Stats) -> None:

@@ -65,6 +65,7 @@ class ScriptedServer:
         self.asleep = False
         self.vmm = HostVmm()
         self._connections: list[BlockingFdChannel[gms.EngineMessage]] = []
+        self._serving: list[threading.Thread] = []
         self._turn = threading.Lock()
         """Held from the request to the close of the descriptors that were sent."""
         self.start()
@@ -94,8 +95,9 @@ class ScriptedServer:
     def close(self) -> None:
         if self._living:
             self.kill()
-        with self.changed:
-            assert self.changed.wait_for(lambda: not self._connections, DEADLINE_S)
+        for thread in self._serving:
+            thread.join(DEADLINE_S)
+        assert not self._connections
         self.forget()
 
     def forget(self) -> None:
@@ -115,7 +117,8 @@ class ScriptedServer:
                 return
             channel = BlockingFdChannel(sock, gms.engine_decoder)
             self._connections.append(channel)
-            threading.Thread(target=self._serve, args=[channel, sock]).start()
+            self._serving.append(threading.Thread(target=self._serve, args=[channel, sock]))
+            self._serving[-1].start()
 
     def _serve(self, channel: BlockingFdChannel[gms.EngineMessage], sock: socket.socket) -> None:
         lock, epoch = "", 0
@@ -144,9 +147,7 @@ class ScriptedServer:
             if lock == "rw" and not self.committed and epoch == self.epoch:  # nobody has begun anew meanwhile
                 self.forget()
         channel.close()
-        with self.changed:
-            self._connections.remove(channel)
-            self.changed.notify_all()
+        self._connections.remove(channel)
         self._count(-(lock == "ro"))
 
     def _count(self, step: int) -> None:
@@ -511,9 +512,16 @@ def test_a_server_that_comes_late_is_waited_for(tmp_path: Path, nothing_left: No
     server.close()
 
 
-def test_closing_ends_the_wait_for_a_server(tmp_path: Path, nothing_left: None) -> None:
+def test_closing_ends_the_wait_for_a_server(
+    tmp_path: Path, nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = Weights(tmp_path / "none.sock", LAYOUT, owner="w", content="v1")
     caught: list[Exception] = []
+    tried = threading.Event()
+
+    def nobody(*_: object) -> GmsSession:
+        tried.set()
+        raise ServerGone("nobody listens")
 
     def wait() -> None:
         try:
@@ -521,11 +529,13 @@ def test_closing_ends_the_wait_for_a_server(tmp_path: Path, nothing_left: None) 
         except ServerGone as error:
             caught.append(error)
 
+    monkeypatch.setattr(GmsSession, "connect", nobody)
     thread = threading.Thread(target=wait)
     thread.start()
+    assert tried.wait(DEADLINE_S)
     one.close()
     thread.join(DEADLINE_S)
-    assert caught or not thread.is_alive()
+    assert caught
 
 
 def test_a_server_that_does_not_answer_is_given_up(

@@ -40,7 +40,7 @@ def verify(text: str, directory: Path, scope: Scope, name: str = "dynbox-x") -> 
         [analyze, *(["--user"] if scope is Scope.USER else []), "--man=no", "verify", str(path)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         env={"PATH": "/usr/bin:/bin", "HOME": str(directory), "XDG_RUNTIME_DIR": str(runtime)},
     )
     complaints = [line for line in done.stderr.splitlines() if name in line]

@@ -131,6 +131,6 @@ def test_names_of_the_stores_own_are_not_models(store: ModelStore, stored: Store
 def test_reading_the_store_imports_nothing_heavy() -> None:
     program = "import sys, dynamo_box.profile.store; print(*sys.modules)"
     output = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
     ).stdout.split()
     assert not {"torch", "numpy", "gguf", "pydantic", "tokenizers", "huggingface_hub"} & set(output)

@@ -52,7 +52,7 @@ def test_a_dead_holder_holds_nothing(tmp_path: Path) -> None:
         "import sys, os, signal; from pathlib import Path; from dynamo_box.supervisor.lock import *\n"
         "RunDirLock.acquire(Path(sys.argv[1]), Holder(os.getpid(), 'dead')); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    subprocess.run([sys.executable, "-c", code, str(path)], timeout=30)
+    subprocess.run([sys.executable, "-c", code, str(path)], timeout=120)
     assert read_holder(path) is not None
     RunDirLock.acquire(path, Holder(1, "alive")).release()
 

@@ -107,7 +107,9 @@ def jumped(event: SourceEvent) -> bool:
 
 
 def test_it_plays_from_the_start_to_the_end_and_holds_the_last(play: Callable[..., tuple[Replay, Seen]]) -> None:
-    replay, seen = play(4, 10)
+    replay, seen = play(4, 10, paused=True)
+    seen.until(jumped)  # to the very first snapshot: a thread that starts late would begin with a later one
+    replay.set_paused(False)
     seen.until(ended)
     assert isinstance(replay, Seekable)
     assert not replay.acts
@@ -120,7 +122,7 @@ def test_it_plays_from_the_start_to_the_end_and_holds_the_last(play: Callable[..
 
 def test_however_fast_the_history_gets_what_it_needs(play: Callable[..., tuple[Replay, Seen]]) -> None:
     replay, seen = play(60, 100, paused=True)
-    seen.until(jumped)  # to the very first snapshot: a thread that starts late would begin with a later one
+    seen.until(jumped)
     replay.set_paused(False)
     seen.until(ended)
     history = History()
