@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from dynamo_box.protocol import control
 from dynamo_box.protocol.framing import BlockingChannel, listen_unix
 from dynamo_box.snapshot import BoxInfo, BoxSnapshot, ModelInfo, ProcessInfo, Progress
 
-DEADLINE_S = 60
+DEADLINE_S = 90
 
 
 def snapshot(**changes: Any) -> BoxSnapshot:
@@ -126,5 +127,26 @@ def dynbox(box_env: Any) -> Dynbox:
         )
         assert done.returncode == code, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
+
+    return run
+
+
+Complete = Callable[..., list[str]]
+
+
+@pytest.fixture
+def complete(dynbox: Dynbox) -> Complete:
+    """What bash would be offered at the end of a line. Names of a box are only offered if that answers within a second,
+    as nobody waits longer for them: with `of_box` they are asked for until it has.
+    """
+
+    def run(line: str, *, of_box: bool = False) -> list[str]:
+        words = {"_DYNBOX_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        give_up_at = time.monotonic() + DEADLINE_S
+        while True:
+            done = dynbox(**words)
+            assert done.stderr == ""
+            if done.stdout or not of_box or time.monotonic() > give_up_at:
+                return done.stdout.split()
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pty
@@ -21,7 +22,7 @@ import pytest
 from dynamo_box.snapshot import ModelInfo
 
 Dynbox = Callable[..., subprocess.CompletedProcess[str]]
-DEADLINE_S = 60
+DEADLINE_S = 90
 
 
 class Server(ThreadingHTTPServer):
@@ -169,6 +170,7 @@ class Terminal:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.seen = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         pid, self._fd = pty.fork()
         if pid == 0:
             os.environ.update({"TERM": "xterm", "COLUMNS": "60", **environment})
@@ -184,8 +186,12 @@ class Terminal:
         while text not in self.seen[since:]:
             ready, _, _ = select.select([self._fd], [], [], end - time.monotonic())
             assert ready, f"{text!r} never came: {self.seen!r}"
-            self.seen += os.read(self._fd, 65536).decode()
+            self._see(os.read(self._fd, 65536))
         return self.seen.index(text, since) + len(text)
+
+    def _see(self, data: bytes) -> None:
+        """Half a character waits for its other half."""
+        self.seen += self._decoder.decode(data)
 
     def finish(self) -> int:
         while True:
@@ -195,7 +201,7 @@ class Terminal:
                 break
             if not data:
                 break
-            self.seen += data.decode()
+            self._see(data)
         os.close(self._fd)
         return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
 

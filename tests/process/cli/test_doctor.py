@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,28 @@ def run_doctor(box: Box, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+LATE = ("no answer within", "the supervisor doesn't answer")
+"""What is found where nothing hangs, but the machine was busy for one or two seconds."""
+
+
+def patiently(box: Box, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
+    """The command, again while a look came too late; all runs of it."""
+    runs = [run_doctor(box, *arguments)]
+    give_up_at = time.monotonic() + COMMAND_DEADLINE_S
+    while any(words in runs[-1].stdout for words in LATE) and time.monotonic() < give_up_at:
+        runs.append(run_doctor(box, *arguments))
+    return runs
+
+
 def report(box: Box, *arguments: str) -> dict[str, Any]:
-    """As JSON; the exit code fits, whatever this machine has to complain of."""
-    done = run_doctor(box, "--json", *arguments)
-    result: dict[str, Any] = json.loads(done.stdout)
-    assert done.returncode == (1 if result["status"] == "fail" else 0), done.stderr
-    return result
+    """As JSON; the exit code fits, whatever this machine has to complain of. What was done is in it even if it was done
+    in a run that came too late to look elsewhere.
+    """
+    results: list[dict[str, Any]] = []
+    for run in patiently(box, "--json", *arguments):
+        results.append(json.loads(run.stdout))
+        assert run.returncode == (1 if results[-1]["status"] == "fail" else 0), run.stderr
+    return {**results[-1], "done": [deed for result in results for deed in result["done"]]}
 
 
 def finding(of: dict[str, Any], name: str) -> dict[str, Any]:
@@ -133,7 +150,7 @@ def test_a_process_that_was_given_up_is_a_failure(running: Box) -> None:
 
 def test_a_port_that_a_stranger_has_is_a_failure_with_another_port(box: Box) -> None:
     with socket.create_server(("127.0.0.1", box.port)):
-        done = run_doctor(box)
+        done = patiently(box)[-1]
         assert done.returncode == 1
         assert f"{box.port} is taken by " in done.stdout
         assert f"(pid {os.getpid()})" in done.stdout
@@ -153,7 +170,7 @@ def test_damaged_models_are_found_by_size_and_by_checksum(box: Box, tiny_model: 
     assert finding(found, "model cut")["status"] == "fail"
     assert finding(found, "models")["found"].endswith(": changed")
     assert [each["name"] for each in found["findings"]].count("checksums") == 0
-    done = run_doctor(box, "--deep")
+    done = patiently(box, "--deep")[-1]
     assert done.returncode == 1
     assert "model.safetensors has SHA-256" in done.stdout
     assert "changed  checking  checksums" in done.stderr
@@ -163,14 +180,14 @@ def test_a_manifest_that_never_answers_does_not_hold_up_the_command(box: Box) ->
     model = box.home / "models" / "stuck"
     model.mkdir(parents=True)
     os.mkfifo(model / "dynbox.json")
-    found = finding(report(box), "models")
+    found = finding(json.loads(run_doctor(box, "--json").stdout), "models")
     assert found["status"] == "fail"
     assert found["found"].startswith("no answer within")
 
 
 def test_the_report_for_people_is_grouped_and_plain_where_nobody_looks(box: Box) -> None:
     (box.home / "models" / "odd").mkdir(parents=True)
-    text = run_doctor(box).stdout
+    text = patiently(box)[-1].stdout
     lines = text.splitlines()
     areas = [line.lower() for line in lines if line.isupper()]
     assert areas == ["python", "gpu", "limits", "memory", "disk", "box", "leftovers", "models"]

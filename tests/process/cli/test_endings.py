@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-DEADLINE_S = 60
+DEADLINE_S = 90
 SCRIPT = "import importlib.metadata as m, sys; [e] = m.entry_points(group='console_scripts', name='dynbox'); "
 
 

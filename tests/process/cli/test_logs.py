@@ -17,7 +17,7 @@ import pytest
 from dynamo_box.paths import home, logs_dir, run_dir
 
 Dynbox = Callable[..., subprocess.CompletedProcess[str]]
-DEADLINE_S = 60
+DEADLINE_S = 90
 
 
 class LogFiles:

@@ -13,14 +13,7 @@ import pytest
 from dynamo_box.paths import home, logs_dir, run_dir
 
 Dynbox = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def complete(dynbox: Dynbox, line: str) -> list[str]:
-    """What bash would be offered at the end of `line`."""
-    words = line.split(" ")
-    done = dynbox(_DYNBOX_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1))
-    assert done.stderr == ""
-    return done.stdout.split()
+Complete = Callable[..., list[str]]
 
 
 @pytest.fixture
@@ -32,33 +25,33 @@ def stored(dynbox: Dynbox, box_env: Any, tiny_model: Path) -> Path:
 
 
 def test_completion_offers_verbs_flags_and_names(
-    supervisor: Any, stored: Path, dynbox: Dynbox, box_env: Any, tmp_path: Path
+    supervisor: Any, stored: Path, complete: Complete, box_env: Any, tmp_path: Path
 ) -> None:
-    assert complete(dynbox, "dynbox p") == ["ps", "pull", "profile"]
-    assert "--dry-run" in complete(dynbox, "dynbox up --")
-    assert complete(dynbox, "dynbox up --profile smol") == ["smollm2", "smollm2-disagg", "smollm2-duo"]
-    assert complete(dynbox, "dynbox up --model t") == ["tiny", "torn"]
-    assert complete(dynbox, "dynbox models rm ti") == ["tiny"]
-    assert complete(dynbox, "dynbox chat ") == ["smollm2"]
-    assert complete(dynbox, "dynbox restart r") == ["router"]
-    assert complete(dynbox, "dynbox help exit") == ["exit-codes"]
-    assert complete(dynbox, "dynbox completion ") == ["bash", "zsh", "fish"]
+    assert complete("dynbox p") == ["ps", "pull", "profile"]
+    assert "--dry-run" in complete("dynbox up --")
+    assert complete("dynbox up --profile smol") == ["smollm2", "smollm2-disagg", "smollm2-duo"]
+    assert complete("dynbox up --model t") == ["tiny", "torn"]
+    assert complete("dynbox models rm ti") == ["tiny"]
+    assert complete("dynbox chat ", of_box=True) == ["smollm2"]
+    assert complete("dynbox restart r", of_box=True) == ["router"]
+    assert complete("dynbox help exit") == ["exit-codes"]
+    assert complete("dynbox completion ") == ["bash", "zsh", "fish"]
 
     logs = logs_dir(run_dir(), home())
     logs.mkdir(parents=True)
     (logs / "frontend.log").touch()
-    assert complete(dynbox, "dynbox logs f") == ["frontend"]
+    assert complete("dynbox logs f") == ["frontend"]
 
     (tmp_path / "mine.yaml").touch()
     (tmp_path / "notes.txt").touch()
     (tmp_path / "more").mkdir()
-    offered = complete(dynbox, f"dynbox up --profile {tmp_path}/m")
+    offered = complete(f"dynbox up --profile {tmp_path}/m")
     assert offered == [f"{tmp_path}/mine.yaml", f"{tmp_path}/more/"]
 
 
-def test_completion_without_a_box_or_a_store_offers_nothing_and_says_nothing(dynbox: Dynbox) -> None:
+def test_completion_without_a_box_or_a_store_offers_nothing_and_says_nothing(complete: Complete) -> None:
     for line in ("dynbox chat ", "dynbox restart r", "dynbox logs f", "dynbox models rm t", "dynbox up -p /nowhere/x"):
-        assert complete(dynbox, line) == []
+        assert complete(line) == []
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -67,7 +60,7 @@ def test_the_completion_script_is_for_this_program(dynbox: Dynbox, shell: str) -
     assert "dynbox" in script
     assert "_DYNBOX_COMPLETE" in script
     if shell == "bash":
-        subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=90)
 
 
 def test_the_store_is_listed_and_emptied(stored: Path, dynbox: Dynbox) -> None:

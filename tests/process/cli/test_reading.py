@@ -105,7 +105,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(supervisor: Any) -> None:
         executable="/bin/bash",
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=90,
     )
     assert done.returncode == 0
     assert done.stderr == ""
@@ -133,7 +133,7 @@ def test_a_defect_is_one_line_and_a_file(supervisor: Any, dynbox: Dynbox, box_en
     (box_env.home / "state").mkdir(parents=True)
     broken = "import dynamo_box.cli.ps as ps; ps.show = lambda snapshot: 1 / 0; "
     script = broken + "import sys; from dynamo_box.cli.app import main; sys.exit(main(['ps']))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert "Traceback" not in done.stderr
