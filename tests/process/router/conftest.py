@@ -30,7 +30,7 @@ from dynamo_box.protocol.route import Place, Placed, Policy, RouterMessage, Unpl
 from dynamo_box.protocol.spec import EVENTS_SUFFIX, ChildSpec, ModelSpec, RouterSpec
 from dynamo_box.protocol.status import ChildMessage, Ready, Report, Start, child_decoder
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 BLOCK = 16
 STORE = "kvstore"
 SPEC = ModelSpec("smollm2", "/nowhere", "f00", context_length=8192, block_size=BLOCK)
@@ -171,6 +171,11 @@ class Peer:
     def dump(self, next_event_id: int, hashes: tuple[int, ...] = ()) -> None:
         self.send(KvDump(next_event_id, hashes, first=True, more=False))
 
+    def die(self) -> None:
+        """As a killed process goes: nobody can connect again."""
+        self.listening.close()
+        self.hang_up()
+
     def hang_up(self) -> None:
         if self.channel is not None:
             self.channel.close()
@@ -210,6 +215,11 @@ class PeerWorker(Peer):
 
     def withdraw(self) -> None:
         withdraw(self.run_dir.instances, self.name)
+
+    def die(self) -> None:
+        """And its supervisor has taken its file away."""
+        self.withdraw()
+        super().die()
 
     def close(self) -> None:
         self.withdraw()
@@ -265,10 +275,13 @@ class Stage:
     ) -> PeerWorker:
         """A worker that the router has connected to and whose dump, up to event 0, it has taken in."""
         worker = self.worker(number, role)
+        before = router.figures.indexed_blocks if router.figures is not None else 0
         worker.announce()
         worker.accept()
         worker.dump(0, hashes)
-        router.figures_when(lambda figures: worker.name in figures.workers)
+        router.figures_when(
+            lambda figures: worker.name in figures.workers and figures.indexed_blocks >= before + len(hashes)
+        )
         return worker
 
     def close(self) -> None:

@@ -51,8 +51,7 @@ def test_both_legs_over_the_wire_from_placement_to_release(stage: Any) -> None:
     router.figures_when(lambda figures: figures.active_requests == 0)
 
     # A prefill worker that dies is lost for the one leg; the other one takes it.
-    p0.withdraw()
-    p0.hang_up()
+    p0.die()
     router.figures_when(lambda figures: p0.name not in figures.workers)
     assert legs(frontend.placed(HASHES))[0] == "smollm2.prefill.1"
     lost_too = frontend.placed(HASHES, exclude=("smollm2.prefill.1",))
@@ -84,8 +83,7 @@ def test_the_policy_is_set_while_it_runs(stage: Any) -> None:
     assert set_policy("conditional").text == f"disagg {described}", "what was refused has changed nothing"
 
     assert set_policy("strict").text == "disagg strict"
-    decode.hang_up()
-    decode.withdraw()
+    decode.die()
     router.figures_when(lambda figures: decode.name not in figures.workers)
     reply = frontend.place(HASHES)
     assert isinstance(reply, Unplaced)

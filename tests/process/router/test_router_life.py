@@ -74,7 +74,7 @@ def test_orders_that_are_for_others_are_passed_over(stage: Any) -> None:
 def test_without_a_supervisor_it_says_who_starts_it() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "DYNBOX_STATUS_FD"}
     ended = subprocess.run(
-        [sys.executable, "-m", "dynamo_box.router"], env=environment, capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "dynamo_box.router"], env=environment, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 1
     assert "dynbox up" in ended.stderr
@@ -146,7 +146,7 @@ def test_after_kill_9_the_next_one_finds_the_workers_again(stage: Any) -> None:
     worker = stage.subscribed_worker(router)
     router.process.kill()
     assert router.exit_status() == -signal.SIGKILL
-    stage.start_router()
+    stage.router()
     worker.accept()
     worker.dump(7, (1, 2, 3))
     frontend = stage.frontend()

@@ -60,8 +60,7 @@ def test_a_store_that_dies_is_forgotten_at_once_and_found_again(stage: Any) -> N
         store.tiers(life, host=first + second, disk=second)
         router.figures_when(lambda figures: _held(figures) == (8, 4) and figures.tiers_connected)
         assert frontend.placed(first).host_blocks == 4
-        store.listening.close()
-        store.hang_up()
+        store.die()
         figures = router.figures_when(lambda figures: not figures.tiers_connected)
         assert _held(figures) == (0, 0)
         assert figures.workers == ("smollm2.aggregated.0",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from msgspec.structs import replace
 from dynamo_box.protocol import status
 from dynamo_box.protocol.request import KvDump, KvRemoved, KvStored, Load, Refused
 from dynamo_box.protocol.route import Adopt, PrefillDone, Release, Renew, Unplaced
+from dynamo_box.router.predictions import PREDICTION_TTL_S
 
 HASHES = tuple(range(2**60, 2**60 + 12))
 
@@ -100,6 +102,7 @@ def test_a_worker_that_withdraws_and_comes_back_has_what_it_had(stage: Any, role
     router = stage.router()
     worker = stage.subscribed_worker(router, 0, HASHES)
     frontend = stage.frontend()
+    placed_at = time.monotonic()
     frontend.placed(HASHES)
     worker.withdraw()
     router.figures_when(lambda figures: figures.workers == ())
@@ -107,7 +110,10 @@ def test_a_worker_that_withdraws_and_comes_back_has_what_it_had(stage: Any, role
     worker.instance = replace(worker.instance, role=role)
     worker.announce()
     router.figures_when(lambda figures: figures.workers == (worker.name,) and figures.indexed_blocks == 9)
-    assert frontend.placed(HASHES, pin=worker.name).overlap_blocks == 12, "of which it computes four for the first one"
+    overlap = frontend.placed(HASHES, pin=worker.name).overlap_blocks
+    if time.monotonic() - placed_at < PREDICTION_TTL_S:
+        assert overlap == 12, "of which it computes four for the first one"
+    assert overlap in (8, 12)
     candidate = router.figures_when(lambda figures: figures.routed == 2).decisions[-1].candidates[0]
     assert (candidate.decode_blocks, candidate.prefill_blocks) == (12, 0.0), "what runs there runs on"
     worker.send(KvStored(2, (8,), 7))
@@ -207,10 +213,15 @@ def test_leases_that_nobody_renews_expire(stage: Any) -> None:
     router = stage.router(lease_ttl_s=1.0)
     stage.subscribed_worker(router)
     frontend = stage.frontend()
-    kept, _lost = frontend.placed(HASHES), frontend.placed(HASHES)
-    while (figures := router.figures_within(0.2)) is None or not figures.expired_leases:
-        frontend.send(Renew((kept.id,)))
-    assert (figures.expired_leases, figures.active_requests) == (1, 1)
+    expired = 0
+    for _ in range(10):
+        kept, _lost = frontend.placed(HASHES), frontend.placed(HASHES)
+        while (figures := router.figures_within(0.2)) is None or figures.expired_leases == expired:
+            frontend.send(Renew((kept.id,)))
+        if figures.expired_leases == expired + 1:
+            break
+        expired = figures.expired_leases  # of both: the test itself was held up for longer than a lease
+    assert (figures.expired_leases, figures.active_requests) == (expired + 1, 1)
 
 
 def test_a_frontend_announces_what_runs_to_a_new_router(stage: Any) -> None:
