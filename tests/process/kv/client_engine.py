@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from dynamo_box.kv.client.tiers import Tiers
 from dynamo_box.kv.hashing import chain_digests, isolation_key
 from dynamo_box.protocol.kv import Block, KvLayout
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 BLOCK_SIZE = 4
 LAYOUT = KvLayout("model", "float32", BLOCK_SIZE, 5000, "layers=1")
 KEY = isolation_key("model", block_size=BLOCK_SIZE, kv_dtype="float32")
-IMPATIENT = Limits(attach_s=0.3, seek_s=0.3, store_s=0.3, load_s=0.3, fetch_s=0.5)
+PATIENT = Limits(DEADLINE_S, DEADLINE_S, DEADLINE_S, DEADLINE_S, DEADLINE_S)
+IMPATIENT = Limits(attach_s=0.3, seek_s=0.3, store_s=0.3, load_s=0.3, fetch_s=DEADLINE_S)
 
 
 def chain(name: int, count: int, key: bytes = KEY, priority: int | None = None) -> tuple[Block, ...]:
@@ -34,9 +36,13 @@ def content(digest: bytes, size: int = LAYOUT.block_bytes) -> bytes:
 
 
 class Engine:
-    """`before_out` and `before_in` run within each copy, before its first byte, with the pool blocks."""
+    """`before_out` and `before_in` run within each copy, before its first byte, with the pool blocks. A store is
+    waited for whatever else the machine does; `give_up_after` sets other limits.
+    """
 
-    def __init__(self, path: Path, *, layout: KvLayout = LAYOUT, connect: bool = True, **options: Any) -> None:
+    def __init__(
+        self, path: Path, *, layout: KvLayout = LAYOUT, connect: bool = True, limits: Limits = PATIENT, **options: Any
+    ) -> None:
         self.layout = layout
         self.pool: dict[int, bytes] = {}
         self.results: list[Any] = []
@@ -45,7 +51,7 @@ class Engine:
         self.before_in: Callable[[Sequence[int]], None] = lambda blocks: None
         self.copying = 0
         self.last_key = self.last_block = 0
-        self.tiers = Tiers(path, "test", layout, self, self.deliver, **options)
+        self.tiers = Tiers(path, "test", layout, self, self.deliver, limits=limits, **options)
         self.tiers.start()
         if connect:
             assert self.tiers.wait_connected(DEADLINE_S), self.tiers.status
@@ -64,6 +70,10 @@ class Engine:
 
     def prepare(self) -> bool:
         return False
+
+    def give_up_after(self, limits: Limits) -> None:
+        """For what is asked from now on."""
+        self.tiers._in._limits = self.tiers._out._limits = limits
 
     @contextlib.contextmanager
     def _copying(self) -> Iterator[None]:
@@ -133,6 +143,17 @@ class Engine:
         """Pool blocks that nobody had before."""
         self.last_block += count
         return tuple(range(self.last_block - count, self.last_block))
+
+    def until_status_says(self, words: str) -> None:
+        with self.tiers._changed:
+            assert self.tiers._changed.wait_for(lambda: words in self.tiers.status, DEADLINE_S), self.tiers.status
+
+    def until_asked(self) -> None:
+        """Until a question about what is there is on its way to the store."""
+        give_up_at = time.monotonic() + DEADLINE_S
+        while not (session := self.tiers._in._session) or not session.unanswered:
+            assert time.monotonic() < give_up_at, self.tiers.status
+            time.sleep(0.001)
 
     def lose(self, blocks: Sequence[Block]) -> str:
         """Seek until an error tells that the connection is gone; what it says."""

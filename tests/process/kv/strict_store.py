@@ -47,6 +47,7 @@ from dynamo_box.protocol.kv import (
     request_decoder,
 )
 
+DEADLINE_S = 120.0
 SILENCE = object()
 """What a script returns for: answer nothing."""
 
@@ -106,6 +107,7 @@ class StrictStore:
         self.here = threading.local()
         self.peers: list[Peer] = []
         self.sockets: list[socket.socket] = []
+        self.closing = False
         self.threads = [threading.Thread(target=self._accept, daemon=True)]
         self.threads[0].start()
 
@@ -114,12 +116,13 @@ class StrictStore:
         with contextlib.suppress(OSError):
             self.listener.shutdown(socket.SHUT_RDWR)
         with self.guard:
+            self.closing = True
             for one in self.sockets:
                 with contextlib.suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
             self.guard.notify_all()
         for thread in self.threads:
-            thread.join(30)
+            thread.join(DEADLINE_S)
             assert not thread.is_alive()
         self.listener.close()
         os.close(self.fd)
@@ -128,7 +131,7 @@ class StrictStore:
     def wait_for(self, kind: type, count: int = 1) -> list[Any]:
         """The first `count` requests of this kind, once they came."""
         with self.guard:
-            assert self.guard.wait_for(lambda: len(self.of(kind)) >= count, 30), f"{kind.__name__} didn't come"
+            assert self.guard.wait_for(lambda: len(self.of(kind)) >= count, DEADLINE_S), f"{kind.__name__} didn't come"
             return self.of(kind)[:count]
 
     def of(self, kind: type) -> list[Any]:
@@ -171,6 +174,9 @@ class StrictStore:
             except OSError:
                 return
             with self.guard:
+                if self.closing:
+                    sock.close()
+                    return
                 self.sockets.append(sock)
             self.threads.append(threading.Thread(target=self._serve, args=(sock,), daemon=True))
             self.threads[-1].start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import select
 import threading
@@ -10,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_engine import DEADLINE_S, IMPATIENT, LAYOUT, Engine, chain, content, mapped
+from client_engine import DEADLINE_S, IMPATIENT, LAYOUT, PATIENT, Engine, chain, content, mapped
 from strict_store import SILENCE, HangUp, StrictStore, as_it_is, replace
 
 from dynamo_box.kv.client.jobs import Fetch, Fetched, Forgo, Offer, Offered, Seek, Sought
-from dynamo_box.kv.client.lane import Limits
 from dynamo_box.kv.client.tiers import Tiers
 from dynamo_box.protocol.kv import (
     FULL,
@@ -424,6 +424,7 @@ def test_closed_before_it_was_started(path: Path) -> None:
 def test_a_store_that_dies_in_each_step(path: Path) -> None:
     """What was asked has one answer, the old memory is gone before a successor's is taken, and all goes on there."""
     engine = Engine(path, connect=False)
+    engine.until_status_says("no kvstore")
     assert "no kvstore" in engine.lose(chain(1, 1))
     blocks = chain(1, 20)
     old = 0
@@ -494,11 +495,12 @@ def test_a_store_that_falls_silent(path: Path) -> None:
     """In each step, with limits of a fraction of a second: it counts as gone, and nobody waits for it for ever."""
     for kind in (Reserve, Commit, Find, Load):
         store = StrictStore(path, LAYOUT)
-        engine = Engine(path, limits=IMPATIENT)
+        engine = Engine(path)
         host, on_disk = chain(2, 20), chain(3, 20)
         engine.store(host)
         disk(store, on_disk)
         sought = engine.find(on_disk)
+        engine.give_up_after(IMPATIENT)
         store.script = lambda request, kind=kind: SILENCE if isinstance(request, kind) else None
         if kind is Load:
             assert "has not answered" in engine.load(sought, on_disk).error
@@ -511,6 +513,7 @@ def test_a_store_that_falls_silent(path: Path) -> None:
         assert engine.find(host).error, "answered at once while a store lets us wait"
         store.script = as_it_is
         assert engine.tiers.wait_connected(DEADLINE_S)
+        engine.give_up_after(PATIENT)
         assert engine.find(host).error == ""
         engine.close()
         store.close()
@@ -523,6 +526,7 @@ def test_two_lives_of_a_store_are_not_mixed(path: Path) -> None:
     old.wait_for(Attach, 2)
     new = StrictStore(path, LAYOUT)
     assert engine.tiers.wait_connected(DEADLINE_S)
+    engine.give_up_after(PATIENT)
     engine.store(chain(1, 3))
     assert engine.find(chain(1, 3)).tiers == "222"
     assert mapped(new.inode) and not mapped(old.inode)
@@ -549,8 +553,7 @@ def test_a_view_that_is_kept_keeps_the_next_store_away(path: Path) -> None:
     store.close()
     engine.lose(blocks)
     store = StrictStore(path, LAYOUT)
-    with engine.tiers._changed:
-        assert engine.tiers._changed.wait_for(lambda: "still mapped" in engine.tiers.status, DEADLINE_S)
+    engine.until_status_says("still mapped")
     assert mapped(old) and store.seen == []
     assert bytes(kept[0][:16]) == blocks[0].digest
     kept.clear()
@@ -645,8 +648,7 @@ def test_refused_for_now_and_for_ever(path: Path) -> None:
     engine.lose(chain(1, 1))
     store = StrictStore(path, LAYOUT, script=lambda request: Refused("another version", permanent=True))
     store.wait_for(Attach, 2)
-    with engine.tiers._changed:
-        assert engine.tiers._changed.wait_for(lambda: "another version" in engine.tiers.status, DEADLINE_S)
+    engine.until_status_says("another version")
     assert "another version" in engine.find(chain(1, 1)).error
     assert engine.store(chain(1, 2)).dropped == {"store_gone": 2}
     store.script = as_it_is
@@ -659,8 +661,7 @@ def test_refused_for_now_and_for_ever(path: Path) -> None:
 def test_a_tier_without_room_for_a_block(path: Path) -> None:
     store = StrictStore(path, LAYOUT, slots=0)
     engine = Engine(path, connect=False)
-    with engine.tiers._changed:
-        assert engine.tiers._changed.wait_for(lambda: "no room" in engine.tiers.status, DEADLINE_S)
+    engine.until_status_says("no room")
     blocks = chain(1, 2)
     store.wait_for(Attach, 2)
     assert engine.store(blocks).dropped in ({"store_full": 2}, {"store_gone": 2})
@@ -714,7 +715,7 @@ def test_slots_that_are_being_written_are_not_given_up(path: Path) -> None:
 
 def test_a_disk_that_answers_nothing_is_not_asked_without_end(store: StrictStore) -> None:
     """Fetches end for want of time, one after the other, while what they asked for stays unanswered."""
-    engine = Engine(store.path, limits=Limits(load_s=DEADLINE_S, fetch_s=0.01))
+    engine = Engine(store.path, limits=dataclasses.replace(PATIENT, fetch_s=0.01))
     blocks = chain(1, 40)
     disk(store, blocks)
     answers: list[Callable[[], None]] = []

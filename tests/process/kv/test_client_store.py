@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_engine import BLOCK_SIZE, DEADLINE_S, IMPATIENT, KEY, LAYOUT, Engine, chain, mapped
+from client_engine import BLOCK_SIZE, DEADLINE_S, IMPATIENT, KEY, LAYOUT, PATIENT, Engine, chain, mapped
 from store_peers import MIB, Store, room_for
 
 from dynamo_box.kv.client.jobs import Forgo
@@ -203,15 +203,19 @@ def test_a_store_that_is_killed(store: Store, engine: Engine) -> None:
 
 def test_a_store_that_freezes_and_thaws(store: Store) -> None:
     """It counts as gone; once it goes on, so do we, and it has taken back what we had."""
-    engine = Engine(store.path, limits=IMPATIENT)
+    engine = Engine(store.path)
     first, second = chain(1, 60), chain(2, 60)
     engine.store(first)
     engine.find(first)
     store.process.send_signal(signal.SIGSTOP)
-    keys = [engine.offer(second), engine.seek(first)]
-    assert engine.result(keys[1]).error
-    assert engine.result(keys[0]).dropped == {"store_gone": 60}
+    seek = engine.seek(first)
+    engine.until_asked()
+    engine.give_up_after(IMPATIENT)
+    offer = engine.offer(second)
+    assert engine.result(seek).error
+    assert engine.result(offer).dropped == {"store_gone": 60}
     assert engine.find(first).error, "at once"
+    engine.give_up_after(PATIENT)
     store.process.send_signal(signal.SIGCONT)
     assert engine.tiers.wait_connected(DEADLINE_S)
     engine.tiers.forgo(Forgo(engine.find(first).lease))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
-from store_peers import BLOCK_BYTES, MIB, Store, Worker, chain, content, digest, room_for
+from store_peers import BLOCK_BYTES, DEADLINE_S, MIB, Store, Worker, chain, content, digest, room_for
 from store_router import Router
 
 from dynamo_box.protocol import kv, status
@@ -170,11 +170,11 @@ def test_all_that_was_stored_in_one_go_gets_to_disk_behind_it(make_disk_store: M
 
 
 def test_a_drain_writes_out_what_waits_and_clearing_takes_all_that_is_not_in_use(make_disk_store: MakeStore) -> None:
-    store = make_disk_store(host_bytes=room_for(400))
+    store = make_disk_store(host_bytes=room_for(400), flush_s=DEADLINE_S)
     worker = store.worker()
     numbers = range(1, 151)
     worker.store(*chain(*numbers))
-    store.status.send(status.Drain(30.0))
+    store.status.send(status.Drain(DEADLINE_S))
     store.expect(status.Draining, lambda told: told.in_flight == 0)
     assert store.ends() == 0
     store.status.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from store_peers import MIB, Store, chain
+from store_peers import DEADLINE_S, MIB, Store, chain
 
 from dynamo_box.protocol import status
 from dynamo_box.protocol.spec import GmsSpec
@@ -30,7 +30,7 @@ def test_it_ends_with_its_supervisor_or_when_told_and_says_why_it_can_not_start(
     worker.store(*chain(1))
     store.status.close()
     assert store.ends() == 0
-    assert worker.channel.receive(30.0) is None
+    assert worker.channel.receive(DEADLINE_S) is None
 
     store.start()
     store.process.send_signal(signal.SIGTERM)

@@ -92,8 +92,8 @@ def test_what_is_full_evicts_by_priority_and_age_and_a_new_life_begins_empty(mak
 
 
 def test_a_disk_takes_its_time_and_a_worker_need_not_wait_for_it(make_rehearsal: MakeStore) -> None:
-    """One block a minute: nothing of it is there before the end of the test, and nothing waits for that."""
-    store = make_rehearsal(8, 8, bytes_per_s=10 * MIB / 60)
+    """One block an hour: nothing of it is there before the end of the test, and nothing waits for that."""
+    store = make_rehearsal(8, 8, bytes_per_s=10 * MIB / 3600)
     worker = store.worker(layout=MODELLED)
     put(worker, *chain(1, 2, 3))
     figures = store.figures_when(lambda now: now.disk.queued == 3)
