@@ -21,7 +21,7 @@ import os
 import threading
 from collections.abc import Sequence
 
-from dynamo_box.gms.vmm.base import Mapping, StillMapped, VmmError, VmmOutOfMemory
+from dynamo_box.gms.vmm.base import Addresses, Mapping, StillMapped, VmmError, VmmOutOfMemory, check_offset
 from dynamo_box.limits import Cgroups, memory_use
 
 GRANULARITY = 2 * 1024 * 1024
@@ -50,11 +50,10 @@ class HostVmm:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._cgroups = Cgroups()
-        self._reserved: dict[int, int] = {}
-        self._mapped: dict[int, int] = {}
+        self._addresses = Addresses(GRANULARITY)
 
     def create(self, size: int, name: str) -> int:
-        self._check_aligned(size)
+        self._addresses.check_aligned(size)
         available = self._available_bytes()
         if available is not None and size > available - MARGIN:
             raise VmmOutOfMemory(f"no {size} bytes for {name}: {max(available - MARGIN, 0)} can be had")
@@ -70,7 +69,7 @@ class HostVmm:
         return fd
 
     def reserve(self, size: int) -> int:
-        self._check_aligned(size)
+        self._addresses.check_aligned(size)
         # The kernel aligns to pages alone: reserve one step more and give back both ends.
         span = size + GRANULARITY
         got = _mmap(0, span, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE, -1)
@@ -79,12 +78,11 @@ class HostVmm:
             _munmap(got, address - got)
         _munmap(address + size, got + span - (address + size))
         with self._lock:
-            self._reserved[address] = size
+            self._addresses.reserved[address] = size
         return address
 
     def map(self, address: int, size: int, fd: int, offset: int = 0, writable: bool = False) -> None:
-        if offset:
-            raise VmmError(f"offset {offset}: a map begins at the first byte of an allocation")
+        check_offset(offset)
         self.map_all([Mapping(address, size, fd, writable)])
 
     def map_all(self, mappings: Sequence[Mapping]) -> None:
@@ -101,21 +99,14 @@ class HostVmm:
                 raise
 
     def unmap(self, address: int, size: int) -> None:
-        self._check_aligned(size, address)
         with self._lock:
-            inside = self._inside(address, size)
-            if sum(inside.values()) != size:
-                raise VmmError(f"{size} bytes at {address:#x} are not one whole map, or several that adjoin")
-            for start, length in inside.items():
+            for start, length in self._addresses.check_whole(address, size).items():
                 self._unmap(start, length)
 
     def release(self, address: int, size: int) -> None:
         with self._lock:
-            if self._reserved.get(address) != size:
-                raise VmmError(f"{size} bytes at {address:#x} are no reservation")
-            if self._overlapping(address, size):
-                raise VmmError(f"{size} bytes at {address:#x} are still mapped")
-            del self._reserved[address]
+            self._addresses.check_empty(address, size)
+            del self._addresses.reserved[address]
             _munmap(address, size)
 
     def populate(self, address: int, size: int, write: bool = False) -> None:
@@ -150,16 +141,16 @@ class HostVmm:
 
     def close(self) -> None:
         with self._lock:
-            for address, size in list(self._mapped.items()):
+            for address, size in self._addresses.mapped:
                 self._unmap(address, size)
-            for address, size in list(self._reserved.items()):
-                del self._reserved[address]
+            for address, size in list(self._addresses.reserved.items()):
+                del self._addresses.reserved[address]
                 _munmap(address, size)
 
     @property
     def mapped_bytes(self) -> int:
         with self._lock:
-            return sum(self._mapped.values())
+            return self._addresses.mapped_bytes
 
     def _available_bytes(self) -> int | None:
         """What can be had without taking it from others, in this cgroup. Memory files are not refused by the kernel
@@ -175,19 +166,14 @@ class HostVmm:
         except VmmError:
             _hide(one.address, one.size)  # the kernel may have taken away what was there before it refused
             raise
-        self._mapped[one.address] = one.size
+        self._addresses.enter(one.address, one.size)
 
     def _unmap(self, address: int, size: int) -> None:
         _hide(address, size)
-        del self._mapped[address]
+        self._addresses.leave(address)
 
     def _check_free(self, one: Mapping) -> None:
-        self._check_aligned(one.size, one.address)
-        end = one.address + one.size
-        if not any(start <= one.address and end <= start + size for start, size in self._reserved.items()):
-            raise VmmError(f"{one.size} bytes at {one.address:#x} are not inside one reservation")
-        if self._overlapping(one.address, one.size):
-            raise VmmError(f"something is mapped in {one.size} bytes at {one.address:#x} already")
+        self._addresses.check_free(one.address, one.size)
         try:
             there = os.fstat(one.fd).st_size
         except OSError as error:
@@ -197,21 +183,7 @@ class HostVmm:
 
     def _check_mapped(self, address: int, size: int) -> None:
         with self._lock:
-            if sum(self._inside(address, size).values()) != size:
-                raise VmmError(f"{size} bytes at {address:#x} are not mapped")
-
-    def _overlapping(self, address: int, size: int) -> dict[int, int]:
-        end = address + size
-        return {start: length for start, length in self._mapped.items() if start < end and address < start + length}
-
-    def _inside(self, address: int, size: int) -> dict[int, int]:
-        end = address + size
-        found = self._overlapping(address, size)
-        return {start: length for start, length in found.items() if address <= start and start + length <= end}
-
-    def _check_aligned(self, size: int, address: int = 0) -> None:
-        if size <= 0 or size % GRANULARITY or address % GRANULARITY:
-            raise VmmError(f"{size} bytes at {address:#x}: both must be multiples of {GRANULARITY}, and not nothing")
+            self._addresses.check_whole(address, size)
 
 
 def view(address: int, nbytes: int, *, writable: bool = False) -> memoryview:
