@@ -13,6 +13,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+@pytest.fixture(autouse=True)
+def no_haste_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is underway when a tier is closed gets done, however busy the machine is."""
+    monkeypatch.setattr("dynamo_box.kv.store.disk.GRACE_S", 120.0)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB of its own."""

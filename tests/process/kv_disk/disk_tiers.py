@@ -13,7 +13,7 @@ from dynamo_box.kv.store.disk import DiskEvents, DiskTier, Pace, ReadResult
 from dynamo_box.kv.store.disk_files import file_bytes
 from dynamo_box.protocol.kv import Block, KvLayout
 
-DEADLINE_S = 60
+DEADLINE_S = 120
 FAST = Pace(tick=0.01, patience=20.0, check=0.02, retry=0.01, retry_most=0.05, takeover=0.02, settled=60.0)
 LAYOUT = KvLayout("tiny", "f16", 16, 5000, "five thousand bytes")
 FILE_BYTES = file_bytes(LAYOUT.block_bytes)
@@ -65,7 +65,7 @@ class Tier:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.tier.close(5.0)
+        await self.tier.close(DEADLINE_S)
 
     async def ready(self) -> Tier:
         await self.until(lambda: self.state == "on" and self.tier.indexing == 0 and self.tier.settled)

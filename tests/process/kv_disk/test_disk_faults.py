@@ -17,9 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from disk_tiers import FAST, FILE_BYTES, LAYOUT, Tier, memory
+from disk_tiers import DEADLINE_S, FAST, FILE_BYTES, LAYOUT, Tier, memory
 
-IMPATIENT = dataclasses.replace(FAST, patience=0.1)
+from dynamo_box.kv.store.disk import Pace
+
+
+class ChangingPace(Pace):
+    """One whose patience the test sets."""
+
+    def lose_patience(self, patience_s: float) -> None:
+        object.__setattr__(self, "patience", patience_s)
 
 
 class BrokenCalls:
@@ -295,27 +302,30 @@ def test_directories_that_are_not_to_be_used(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    release, hanging = threading.Event(), threading.Event()
+    pace = ChangingPace(**dataclasses.asdict(FAST))
+    release, hanging = threading.Event(), threading.Semaphore(0)
 
     def slow(call: Callable[..., int]) -> Callable[..., int]:
         def late(*arguments: Any) -> int:
             if threading.current_thread().name != "kv-disk-keeper-0":
-                hanging.set()
+                hanging.release()
                 release.wait()
             return call(*arguments)
 
         return late
 
     async def scenario() -> None:
-        async with Tier(tmp_path / "kv", pace=IMPATIENT) as disk:
+        async with Tier(tmp_path / "kv", pace=pace) as disk:
             await disk.ready()
             await disk.write(1)
             monkeypatch.setattr(os, "pwritev", slow(os.pwritev))
             monkeypatch.setattr(os, "preadv", slow(os.preadv))
             hung, waiting = disk.offer(2), [disk.offer(number) for number in range(3, 60)]
             reading, behind = asyncio.ensure_future(disk.read(1)), asyncio.ensure_future(disk.read(1))
+            for _ in range(2):  # both threads are at it
+                await asyncio.to_thread(hanging.acquire, timeout=DEADLINE_S)
+            pace.lose_patience(0.1)
             await disk.until(lambda: disk.state == "suspended")
-            assert hanging.is_set()
             assert (await behind)[0].good == [False]  # no thread ever was at it
             assert not reading.done()
             assert "hasn't answered" in disk.reason
@@ -325,6 +335,7 @@ def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert not hung.done()  # the thread still reads its memory
             assert any(not isinstance(each, str) and each.done() and not each.result() for each in waiting)
             monkeypatch.undo()
+            pace.lose_patience(FAST.patience)
             release.set()
             assert (await reading)[0].good == [True]  # late, but right
             assert await hung is False
@@ -364,7 +375,7 @@ def test_a_disk_that_never_answers_does_not_hold_up_the_end_of_the_process(tmp_p
     ended = subprocess.run(
         [sys.executable, "-c", HANGS, str(Path(__file__).parent), str(tmp_path / "kv")],
         stdout=subprocess.PIPE,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=True,
     )
     assert ended.stdout == b"over\n"
