@@ -172,14 +172,27 @@ class OutboundLane(Lane[Queued | Keep]):
             self._begun.remove(progress)
             self._answer(progress.result())
         self._keep(link)
-        if (deadline := self.next_deadline()) is not None and time.monotonic() >= deadline:
+        if self._is_late(link):
             raise StoreGone(f"the kvstore has not answered for {self._limits.store_s:g} s")
         return copied or committed
 
     def next_deadline(self) -> float | None:
-        asked = [parts[0].asked_at for parts in (self._reserving, self._committing) if parts]
-        asked += [keeping.asked_at for keeping in self._keeping if keeping.number]
-        return min(asked) + self._limits.store_s if asked else None
+        asked = self._asked()
+        return min(asked.values()) + self._limits.store_s if asked else None
+
+    def _is_late(self, link: Link) -> bool:
+        """Whether the store owes an answer for too long. One that came while a copy took its time is here by now."""
+        if (deadline := self.next_deadline()) is None or time.monotonic() < deadline:
+            return False
+        link.session.pump()
+        owed = [asked_at for number, asked_at in self._asked().items() if link.session.awaits(number)]
+        return bool(owed) and time.monotonic() >= min(owed) + self._limits.store_s
+
+    def _asked(self) -> dict[int, float]:
+        """When the first question of each kind was asked, by its number."""
+        asked: list[_Part | _Keeping] = [parts[0] for parts in (self._reserving, self._committing) if parts]
+        asked += self._keeping
+        return {one.number: one.asked_at for one in asked if one.number}
 
     def refuse(self, job: Queued | Keep, reason: str) -> None:
         if isinstance(job, Keep):

@@ -128,6 +128,10 @@ class StoreSession:
         while (came := self._receive(0.0)) is not None:
             self._sort(*came)
 
+    def awaits(self, number: int) -> bool:
+        """Whether the answer to request `number` hasn't been taken in."""
+        return number in self._awaited
+
     def taken(self, number: int, kind: type[A]) -> A | None:
         """The answer to request `number`, once; None while it isn't here."""
         answer = self._answers.pop(number, None)

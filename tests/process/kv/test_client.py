@@ -359,6 +359,20 @@ def test_a_slow_disk_delays_no_seek_and_no_fetch_from_memory(store: StrictStore,
     assert fetched.count == 40
 
 
+def test_a_copy_that_takes_long_is_no_silence_of_the_store(store: StrictStore, engine: Engine) -> None:
+    """The engine is busy, or the whole process was held up: the store has answered all the while."""
+    entered, go_on = threading.Event(), threading.Event()
+    first = gate(entered, go_on)
+    engine.before_out = lambda places: first(places) if len(places) == 32 else engine.give_up_after(PATIENT)
+    key = engine.offer(chain(1, 40))
+    assert entered.wait(DEADLINE_S)
+    store.wait_for(Reserve, 2)
+    engine.give_up_after(IMPATIENT)
+    assert not go_on.wait(2 * IMPATIENT.store_s)
+    go_on.set()
+    assert engine.result(key).stored == 40
+
+
 def test_a_full_queue_refuses(store: StrictStore) -> None:
     engine = Engine(store.path, queued_blocks=10)
     entered, go_on = threading.Event(), threading.Event()
