@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from dynamo_box.profile.values import Duration, Impossible, Location, Section
+from dynamo_box.profile.values import Duration, Impossible, Latency, Location, Section
 from dynamo_box.protocol.kv import LONGEST_HOLD_S
 from dynamo_box.protocol.spec import Disagg, DisaggPolicy
 
@@ -63,8 +63,8 @@ class DisaggSettings(Section):
 class TargetSettings(Section):
     """What 99 of a hundred requests of a model are to stay below; `dynbox advise` goes by it."""
 
-    ttft: Duration | None = Field(default=None, gt=0, description="Time to the first token.")
-    itl: Duration | None = Field(default=None, gt=0, description="Time between two tokens.")
+    ttft: Latency | None = Field(default=None, gt=0, description="Time to the first token.")
+    itl: Latency | None = Field(default=None, gt=0, description="Time between two tokens.")
 
 
 class AdviseSettings(Section):

@@ -32,6 +32,16 @@ PositiveSize = Annotated[Size, Field(gt=0)]
 Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema(_DURATION_SCHEMA)]
 
 
+def _latency(value: object) -> float:
+    """People count these in milliseconds: a number alone would be taken for seconds without a word."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        raise ValueError(f'needs a unit, {value} has none: write "{value}ms" or "{value}s"')
+    return parse_duration(value)
+
+
+Latency = Annotated[float, BeforeValidator(_latency), WithJsonSchema({"type": "string", "pattern": DURATION_PATTERN})]
+
+
 def _idle_ttl(value: object) -> object:
     return None if value == "never" else parse_duration(value)
 

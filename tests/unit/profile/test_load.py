@@ -216,7 +216,11 @@ simulate: {devices: [{count: 2}]}
          'p.yaml:2:18: "policy" can\'t be "sometimes"; known are strict, fallback, conditional'),
         ("model: a\ndisagg: {policy: conditional, min_uncached_share: 1.5}\n",
          'p.yaml:2:51: "min_uncached_share" must be at most 1, not 1.5'),
-        ("model: {name: a, targets: {ttft: 0}}\n", 'p.yaml:1:34: "ttft" must be above 0, not 0'),
+        ("model: {name: a, targets: {ttft: 0s}}\n", 'p.yaml:1:34: "ttft" must be above 0, not "0s"'),
+        (
+            "model: {name: a, targets: {itl: 50}}\n",
+            'p.yaml:1:33: "itl" needs a unit, 50 has none: write "50ms" or "50s"',
+        ),
         ("model: {name: a, engine: mock, workers: {prefill: 1}}\n", "p.yaml:1:51: prefill workers need decode workers beside them"),
         ("model: {name: a, engine: mock, workers: {aggregated: {devices: cpu, tensor_parallel: 2}}}\n",
          "p.yaml:1:86: tensor_parallel needs GPUs; there is one cpu device"),
