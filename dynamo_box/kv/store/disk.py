@@ -272,7 +272,7 @@ class DiskTier:
             return "off", self._off
         if self._smallest() > self._capacity:
             return "off", f"its {wording.size(self._capacity)} hold no block of {wording.size(self._smallest())}"
-        return ("on", "") if self._life.on else ("suspended", self._life.reason)
+        return ("on", self._room.shortage) if self._life.on else ("suspended", self._life.reason)
 
     def _smallest(self) -> int:
         """What a block takes at least."""

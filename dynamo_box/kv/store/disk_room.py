@@ -52,6 +52,14 @@ class DiskRoom:
     def lose(self) -> None:
         self.known = False
 
+    @property
+    def shortage(self) -> str:
+        """Why the tier holds less than its capacity; empty if it doesn't."""
+        room, capacity = self._writes.room, self._writes.capacity
+        if not self.known or room >= capacity:
+            return ""
+        return f"the disk has room for {wording.size(room)} of its {wording.size(capacity)}"
+
     def shrunk(self, room: int) -> None:
         if not self._noted:
             self._noted = True

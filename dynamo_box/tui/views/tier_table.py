@@ -34,7 +34,7 @@ _COLUMNS = (
     cells.number_column("dropped", "DROPPED", keep=4, help="blocks that never came in; enter says why"),
     cells.number_column("failed", "FAILED", keep=2, help="blocks that didn't pass their check: computed anew"),
     cells.number_column("queued", "QUEUED", keep=1, help="blocks that wait to be written"),
-    Column("reason", "REASON", keep=11, least=20, widest=80, help="why it is suspended"),
+    Column("reason", "REASON", keep=11, least=20, widest=80, help="why it is suspended, or smaller"),
 )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -169,6 +170,7 @@ def test_a_disk_that_others_fill_shrinks_the_tier_which_grows_again(small_disk: 
             for number in range(20, 60):
                 await disk.write(number)
             assert disk.state == "on"
+            assert re.fullmatch(r"the disk has room for .+ of its .+", disk.reason)
             assert [level for level, _ in disk.notes] == ["warning"]
             assert "full" in disk.notes[0][1]
             figures = disk.tier.figures()
@@ -182,6 +184,9 @@ def test_a_disk_that_others_fill_shrinks_the_tier_which_grows_again(small_disk: 
             await disk.until(lambda: disk.offer(100) != "capacity" and disk.tier.room > 40 * FILE_BYTES)
             await disk.write(*range(200, 220))
             assert len(disk.held()) > len(held)
+        async with Tier(small_disk / "kv", blocks=20) as disk:
+            await disk.ready()
+            assert disk.reason == "", "as much as it may take is there"
 
     asyncio.run(scenario())
 
