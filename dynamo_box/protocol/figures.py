@@ -273,9 +273,9 @@ class KvLayoutFigures(msgspec.Struct, frozen=True):
 
 class TierFigures(msgspec.Struct, frozen=True):
     """One tier over all layouts. `state` is on, off (not asked for), or suspended (it comes back by itself). `reason`
-    says why it is suspended, or smaller than asked for. `hits` of `lookups` blocks asked for were found here; `in_*` and
-    `out_*` count what came into the tier and what was read out of it; `failed` were there and didn't pass their check;
-    `dropped` never came in, by reason.
+    says why it is suspended, or smaller than asked for. `hits` of `lookups` blocks asked for were found here; `in_*`
+    and `out_*` count what came into the tier and what was read out of it; `failed` were there and didn't pass their
+    check; `dropped` never came in, by reason.
     """
 
     state: str
