@@ -56,7 +56,7 @@ from dynamo_box.protocol.route import (
 )
 from dynamo_box.protocol.spec import ChildSpec, FrontendSpec, ModelSpec
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 MODEL = "tiny"
 BLOCK = 16
 
@@ -74,10 +74,12 @@ def scenario(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def eventually(check: Callable[[], bool], what: str) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not check():
-            await asyncio.sleep(0.01)
-    assert check(), what
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not check():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(what) from None
 
 
 class FakeRouter:
@@ -310,6 +312,15 @@ class Connection:
     async def open(cls, port: int) -> Connection:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
+    @classmethod
+    async def open_narrow(cls, port: int) -> Connection:
+        """One that holds next to nothing of what nobody reads."""
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        return cls(*await asyncio.open_connection(sock=sock, limit=1024))
+
     def send(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         lines = {"host": "127.0.0.1", "content-length": str(len(body)), **(headers or {})}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
@@ -401,6 +412,11 @@ class Child:
                 if isinstance(message, kind) and fits(message):
                     return message
 
+    def forget_reports(self) -> None:
+        """Expect none of those that have come, nor what else was passed over."""
+        while not self.messages.empty():
+            self.messages.get_nowait()
+
     async def exit_status(self) -> int:
         return await asyncio.to_thread(self.process.wait, DEADLINE_S)
 
@@ -467,7 +483,7 @@ class FrontendUnderTest:
         return ModelSpec(MODEL, str(self._model), "f00", self._context_length, BLOCK)
 
     def spec(self) -> FrontendSpec:
-        defaults: dict[str, Any] = {"discovery_timeout_s": 5.0}
+        defaults: dict[str, Any] = {"discovery_timeout_s": DEADLINE_S}
         return FrontendSpec(
             name="frontend",
             run_dir=str(self.run_dir.root),
@@ -589,5 +605,7 @@ class FrontendUnderTest:
     async def nothing_left(self) -> None:
         """Every lease is back and no request is live: true after each ending."""
         await eventually(lambda: not self.router.leases, f"leases are left: {self.router.leases}")
-        metrics = (await self.get("/metrics")).body.decode()
-        assert f'dynamo_frontend_active_requests{{model="{MODEL}"}} 0.0' in metrics
+        nobody = f'dynamo_frontend_active_requests{{model="{MODEL}"}} 0.0'
+        async with asyncio.timeout(DEADLINE_S):
+            while nobody not in (await self.get("/metrics")).body.decode():
+                await asyncio.sleep(0.01)

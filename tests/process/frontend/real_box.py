@@ -12,6 +12,7 @@ from frontend_peers import Child, FrontendUnderTest
 
 from dynamo_box.discovery.instances import withdraw
 from dynamo_box.protocol import status
+from dynamo_box.protocol.figures import RouterFigures
 from dynamo_box.protocol.spec import Disagg, RouterSpec, WorkerSpec
 
 
@@ -45,6 +46,15 @@ class Box:
         child = self.children[spec.name] = await Child.start(module, spec, self._root / f"{spec.name}.log")
         await child.expect(status.Ready)
         return child
+
+    async def until_router_knows(self, *workers: str) -> None:
+        """Return when the router has reported, since it was expected to report last, that it places on just these."""
+
+        def knows(report: status.Report) -> bool:
+            assert isinstance(report.figures, RouterFigures)
+            return report.figures.workers == tuple(sorted(workers))
+
+        await self.children["router"].expect(status.Report, knows)
 
     async def kill(self, name: str) -> None:
         """`kill -9`, and what the supervisor does on hearing of it."""

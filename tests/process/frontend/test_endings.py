@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
-from frontend_peers import FrontendUnderTest, eventually, scenario
+from frontend_peers import MODEL, Connection, FrontendUnderTest, eventually, scenario
 
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import FrontendFigures
@@ -123,6 +124,7 @@ def test_an_answer_that_nobody_can_go_on_with_is_an_error_never_silence(tmp_path
             assert (answer.status, answer.error["code"]) == (502, "worker_lost")
             await box.nothing_left()
             second = await box.add_worker("w1")
+            await box.until_healthy()
             after = box.post({})
             second.emit(await second.generated(), "still here", finish="length")
             assert (await after).status == 200
@@ -241,13 +243,18 @@ def test_a_client_that_does_not_read_is_let_go(tmp_path: Path, tiny_model: Path)
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model, stall_limit_s=0.5) as box:
             (worker,) = await box.ready()
-            connection = await box.request({"stream": True})
+            connection = await Connection.open_narrow(box.port)
+            body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+            connection.send("POST", "/v1/chat/completions", json.dumps(body).encode())
             generate = await worker.generated()
-            await connection.head()
-            for _ in range(60):
-                worker.send(*[Delta(generate.id, tuple([70] * 200)) for _ in range(100)])
-            await worker.cancels.wait()
+            worker.send(Delta(generate.id, (70,)))
+            assert (await connection.head()).status == 200
+            while not worker.cancels.is_set():
+                worker.send(*[Delta(generate.id, (70,) * 200) for _ in range(100)])
+                await asyncio.sleep(0.01)  # the pace of a worker
             await box.nothing_left()
+            (ended,) = [line for line in box.log.read_text().splitlines() if "client gone" in line]
+            assert json.loads(ended)["status"] == 499, "it was not the worker who said nothing"
             connection.close()
 
     scenario(work)

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import msgspec
-from frontend_peers import Connection, FrontendUnderTest, eventually, scenario
+from frontend_peers import DEADLINE_S, Connection, FrontendUnderTest, eventually, scenario
 
 from dynamo_box.protocol import status
 
@@ -61,7 +61,7 @@ def test_a_drain_finishes_what_runs_and_turns_the_rest_away(tmp_path: Path, tiny
             assert (await idle.answer()).status == 200
             running = box.post({"stream": True})
             generate = await worker.generated()
-            box.supervisor.send(status.Drain(20.0))
+            box.supervisor.send(status.Drain(DEADLINE_S))
             assert (await box.expect(status.Draining)).in_flight == 1
             assert await idle.at_end()
             unasked.send("POST", "/v1/chat/completions", b"{}")
@@ -86,7 +86,7 @@ def test_who_connects_after_a_drain_began_is_served_by_the_next_process(tmp_path
             (worker,) = await box.ready()
             running = box.post({"stream": True})
             generate = await worker.generated()
-            box.supervisor.send(status.Drain(20.0))
+            box.supervisor.send(status.Drain(DEADLINE_S))
             await box.expect(status.Draining)
             early = box.post({})
             worker.emit(generate, "old", finish="length")
@@ -121,8 +121,10 @@ def test_what_is_left_at_the_deadline_gets_an_error(tmp_path: Path, tiny_model: 
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model) as box:
             (worker,) = await box.ready()
-            streamed, whole = box.post({"stream": True}), box.post({})
+            streamed = box.post({"stream": True})
             worker.emit(await worker.generated(), "half")
+            await eventually(lambda: len(box.router.prefilled) == 1, "the client has the first token")
+            whole = box.post({})
             await worker.generated()
             box.supervisor.send(status.Drain(0.2))
             errors = [(await streamed).chunks()[-1]["error"]["code"], (await whole).error["code"]]
@@ -139,6 +141,7 @@ def test_stop_sigterm_and_the_end_of_the_supervisor_end_it(tmp_path: Path, tiny_
             (worker,) = await box.ready()
             running = box.post({"stream": True})
             worker.emit(await worker.generated(), "half")
+            await eventually(lambda: len(box.router.prefilled) == 1, "the client has the first token")
             box.process.send_signal(signal.SIGINT)  # the supervisor's to answer
             assert (await box.get("/live")).status == 200
             box.process.send_signal(signal.SIGTERM)

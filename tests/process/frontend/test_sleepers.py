@@ -8,7 +8,7 @@ from pathlib import Path
 
 import openai
 import pytest
-from frontend_peers import MODEL, Connection, FakeWorker, FrontendUnderTest, eventually, scenario
+from frontend_peers import DEADLINE_S, MODEL, Connection, FakeWorker, FrontendUnderTest, eventually, scenario
 
 from dynamo_box.protocol import status
 from dynamo_box.protocol.figures import FrontendFigures
@@ -58,26 +58,31 @@ def test_from_awake_to_placed_nothing_polls(tmp_path: Path, tiny_model: Path) ->
     async def work() -> None:
         async with FrontendUnderTest(tmp_path, tiny_model) as box:
             (worker,) = await box.ready()
+            clock = asyncio.get_running_loop().time
             took = []
             for _ in range(5):
+                began = clock()
+                for _ in range(2):
+                    await box.get("/live")
+                machine_s = clock() - began  # as many hops as between news and generation
                 await fell_asleep(box, worker)
                 answer = box.post({})
                 await box.asked()
                 box.says("waking")
-                began = asyncio.get_running_loop().time()
+                began = clock()
                 woke(box, worker)
                 generate = await worker.generated()
-                took.append(asyncio.get_running_loop().time() - began)
+                took.append((clock() - began, machine_s))
                 worker.emit(generate, "hello", finish="length")
                 assert (await answer).status == 200
-            assert min(took) < 0.05, took
+            assert min(each - machine_s for each, machine_s in took) < 0.05, took
 
     scenario(work)
 
 
 def test_what_a_stream_hears_while_it_waits(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, stall_limit_s=0.6) as box:
+        async with FrontendUnderTest(tmp_path, tiny_model, stall_limit_s=1.2) as box:
             (worker,) = await box.ready()
             await fell_asleep(box, worker)
             connection = await box.request({"stream": True}, x_request_id="sleepy")
@@ -86,7 +91,7 @@ def test_what_a_stream_hears_while_it_waits(tmp_path: Path, tiny_model: Path) ->
             box.says("waking", phase="restoring\nweights")
             head = await connection.head()
             assert (head.status, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
-            comments = [await connection.chunk() for _ in range(2)]
+            comments = [await connection.chunk() for _ in range(3)]  # the last one after twice the limit
             assert all(each.startswith(COMMENT) and each.endswith(b" s)\n\n") for each in comments), comments
             report = await box.expect(status.Report, lambda report: len(_figures(report).live) == 2)
             assert {(live.phase, live.worker) for live in _figures(report).live} == {("waking", None)}
@@ -421,7 +426,7 @@ def test_a_drain_lets_those_that_wait_finish(tmp_path: Path, tiny_model: Path) -
             await fell_asleep(box, worker)
             waiting = box.post({})
             await box.waiting(1)
-            box.supervisor.send(status.Drain(20.0))
+            box.supervisor.send(status.Drain(DEADLINE_S))
             await box.expect(status.Draining)
             woke(box, worker)
             worker.emit(await worker.generated(), "hello", finish="length")

@@ -16,7 +16,7 @@ from real_box import Box, running
 
 from dynamo_box.discovery.instances import withdraw
 from dynamo_box.protocol import status
-from dynamo_box.protocol.figures import RouterFigures, WorkerFigures
+from dynamo_box.protocol.figures import WorkerFigures
 from dynamo_box.protocol.spec import Disagg
 
 COMPLETION = "/v1/completions"
@@ -40,8 +40,7 @@ def body(number: int, **more: Any) -> dict[str, Any]:
 
 
 async def figures_of(child: Child) -> WorkerFigures:
-    while not child.messages.empty():
-        child.messages.get_nowait()
+    child.forget_reports()
     report = await child.expect(status.Report)
     assert isinstance(report.figures, WorkerFigures)
     return report.figures
@@ -72,6 +71,7 @@ def test_two_workers_answer_as_one_does(tmp_path: Path, tiny_model: Path) -> Non
     async def work() -> None:
         expected = await undisturbed(tmp_path, tiny_model, bodies)
         async with running(tmp_path, tiny_model, roles=ROLES) as box:
+            await box.until_router_knows(*ROLES)
             await in_two_legs(box)
             answers = await ask_all(box, bodies)
             assert [said(answer) for answer in answers] == expected
@@ -169,11 +169,12 @@ def test_what_works_without_the_workers_of_a_role_depends_on_the_policy(tmp_path
         hurry = {"discovery_timeout_s": 0.5}
         async with running(tmp_path, tiny_model, roles=ROLES, disagg=Disagg("strict"), frontend=hurry) as box:
             await in_two_legs(box)
+            router = box.children["router"]
             for gone, role in ROLES.items():
-                router = box.children["router"]
+                router.forget_reports()
                 await box.kill(gone)
-                await router.expect(status.Report, lambda report, gone=gone: gone not in workers_of(report))
                 left = next(name for name in ROLES if name != gone)
+                await box.until_router_knows(left)
                 for policy in ("strict", "conditional", "fallback"):
                     router.channel.send(status.Set(1, "disagg", policy))
                     health = await until_health_says(box, f"no {role} workers", f"(policy {policy})")
@@ -192,11 +193,6 @@ def test_what_works_without_the_workers_of_a_role_depends_on_the_policy(tmp_path
                 await in_two_legs(box)
 
     scenario(work)
-
-
-def workers_of(report: status.Report) -> tuple[str, ...]:
-    assert isinstance(report.figures, RouterFigures)
-    return report.figures.workers
 
 
 async def until_health_says(box: Box, *words: str) -> Answer:

