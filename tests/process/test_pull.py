@@ -17,7 +17,7 @@ from fakes.tiny_gguf import make_tiny_gguf
 
 from dynamo_box.profile.store import ModelStore, StoredModel
 
-DEADLINE_S = 60
+DEADLINE_S = 90
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_averysecrettoken"
 

@@ -24,7 +24,7 @@ from dynamo_box.protocol.framing import STATUS_FD_VARIABLE, BlockingChannel, con
 from dynamo_box.protocol.spec import GmsSpec
 
 MIB = 1024 * 1024
-DEADLINE_S = 60.0
+DEADLINE_S = 90.0
 
 T = TypeVar("T")
 

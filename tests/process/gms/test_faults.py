@@ -29,7 +29,7 @@ def die_at(here):
 c = BlockingFdChannel(connect_unix(Path(sys.argv[1])), gms.server_decoder)
 def ask(m):
     c.send(m)
-    return c.receive(60)
+    return c.receive(120)
 die_at("connected")
 ask(gms.Acquire(PROTOCOL_VERSION, "victim", "m", "ro"))
 die_at("granted")

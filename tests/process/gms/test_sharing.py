@@ -23,9 +23,9 @@ from pathlib import Path
 c = BlockingFdChannel(connect_unix(Path(sys.argv[1])), gms.server_decoder)
 def ask(m):
     c.send(m)
-    while isinstance((answer := c.receive(60))[0], gms.Queued): pass
+    while isinstance((answer := c.receive(120))[0], gms.Queued): pass
     return answer
-granted, _ = ask(gms.Acquire(PROTOCOL_VERSION, "reader", "m", "rw_or_ro", "c", timeout_s=30))
+granted, _ = ask(gms.Acquire(PROTOCOL_VERSION, "reader", "m", "rw_or_ro", "c", timeout_s=90))
 assert granted.lock == "ro", granted
 manifest, _ = ask(gms.Describe())
 _, fds = ask(gms.Export(tuple(a.id for a in manifest.allocations)))
@@ -45,7 +45,7 @@ def die_at(here):
 c = BlockingFdChannel(connect_unix(Path(sys.argv[1])), gms.server_decoder)
 def ask(m):
     c.send(m)
-    while isinstance((answer := c.receive(60))[0], gms.Queued): pass
+    while isinstance((answer := c.receive(120))[0], gms.Queued): pass
     return answer
 die_at("connected")
 granted, _ = ask(gms.Acquire(PROTOCOL_VERSION, "victim", "m", "rw", "c"))
@@ -148,7 +148,7 @@ def test_the_next_epoch_is_built_beside_and_readers_of_the_one_before_go_on(serv
 def test_a_waiter_that_died_is_never_granted(service: Service) -> None:
     writer = service.engine("w1")
     writer.acquire("rw")
-    program = WRITER.replace('"rw", "c")', '"rw", "c", timeout_s=60)')
+    program = WRITER.replace('"rw", "c")', '"rw", "c", timeout_s=120)')
     waiting = run_python(program, str(service.path), "never")
     service.layout(lambda layout: any(waiter.owner == "victim" for waiter in layout.waiters))
     next_ = service.engine("w2")
@@ -398,9 +398,9 @@ def test_too_many_waiters(service: Service) -> None:
     writer.acquire("rw")
     waiting = [service.engine(f"q{number}") for number in range(64)]
     for one in waiting:
-        one.send(one.request("rw", timeout_s=60))
+        one.send(one.request("rw", timeout_s=120))
     service.layout(lambda layout: len(layout.waiters) == 64)
-    assert service.engine("one more").acquire("rw", timeout_s=60).code == "too_many_waiters"
+    assert service.engine("one more").acquire("rw", timeout_s=120).code == "too_many_waiters"
     for one in waiting:
         one.close()
     service.layout(lambda layout: not layout.waiters)

@@ -40,7 +40,7 @@ def fill(views):
         views[f"layer.{n}.weight"][:] = n.to_bytes(4, "little") * (BYTES // 4)
 
 def open_():
-    got = weights.open(specs, fill, timeout_s=30)
+    got = weights.open(specs, fill, timeout_s=120)
     return [got.wrote, got.round_trips, got.bytes_sent, got.bytes_received, got.phases]
 
 def digest():
@@ -54,7 +54,7 @@ commands = {
     "digest": digest,
     "addresses": lambda: sorted(tensor.address for tensor in weights.tensors().values()),
     "unmap": weights.unmap,
-    "remap": lambda: weights.remap(timeout_s=30),
+    "remap": lambda: weights.remap(timeout_s=120),
     "stray": lambda: ctypes.memset(weights.tensors()["layer.7.weight"].address, 255, 1),
     "shrink": lambda: resource.setrlimit(resource.RLIMIT_AS, (address_space() + 8 * 1024 * 1024, -1)),
     "grow": lambda: resource.setrlimit(resource.RLIMIT_AS, (-1, -1)),
