@@ -108,8 +108,7 @@ class Store:
                 return message
 
     def figures_when(self, fits: Callable[[KvStoreFigures], bool]) -> KvStoreFigures:
-        """The figures that were the last ones told when this was called, or later ones."""
-        self.set("nothing", "")  # what it told before comes before its answer
+        """The next figures that fit, or the last ones taken in: those that haven't been may be older than this call."""
         if self.figures is None or not fits(self.figures):
             self.expect(status.Report, lambda report: fits(report.figures))  # type: ignore[arg-type]
         assert self.figures is not None
