@@ -16,7 +16,7 @@ from dynamo_box.protocol.framing import STATUS_FD_VARIABLE, BlockingChannel
 from dynamo_box.protocol.gms import Place
 from dynamo_box.protocol.spec import GmsSpec
 
-DEADLINE_S = 60.0
+DEADLINE_S = 90.0
 NAME = "gms@cpu"
 GIB = 1024**3
 
