@@ -109,7 +109,7 @@ def test_an_error_before_the_first_token_is_tried_elsewhere_but_a_rejection_is_n
 
 def test_an_answer_that_nobody_can_go_on_with_is_an_error_never_silence(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=1.0) as box:
+        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=3.0) as box:
             (worker,) = await box.ready()
             streamed, whole = box.post({"stream": True}), box.post({})
             for _ in range(2):
@@ -136,7 +136,7 @@ def test_an_answer_that_nobody_can_go_on_with_is_an_error_never_silence(tmp_path
 
 def test_an_engine_error_in_mid_stream_is_told_if_nobody_else_is_there(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=1.0) as box:
+        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=3.0) as box:
             (worker,) = await box.ready()
             answering = box.post({"stream": True})
             generate = await worker.generated()
@@ -190,7 +190,7 @@ def test_a_router_that_restarts_is_told_what_runs(tmp_path: Path, tiny_model: Pa
 
 def test_without_router_or_worker_the_answer_is_503_after_a_bounded_wait(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=1.0) as box:
+        async with FrontendUnderTest(tmp_path, tiny_model, discovery_timeout_s=3.0) as box:
             await box.expect(status.Ready)
             answer = await box.post({})
             assert (answer.status, answer.headers["retry-after"]) == (503, "1")
@@ -209,7 +209,7 @@ def test_without_router_or_worker_the_answer_is_503_after_a_bounded_wait(tmp_pat
 
 def test_a_request_in_which_nothing_moves_is_ended(tmp_path: Path, tiny_model: Path) -> None:
     async def work() -> None:
-        async with FrontendUnderTest(tmp_path, tiny_model, stall_limit_s=1.0) as box:
+        async with FrontendUnderTest(tmp_path, tiny_model, stall_limit_s=3.0) as box:
             (worker,) = await box.ready()
             streamed, whole = box.post({"stream": True}), box.post({})
             for _ in range(2):
