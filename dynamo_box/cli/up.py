@@ -11,6 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -27,6 +28,7 @@ from dynamo_box.cli.start import join, launch_and_follow, neighbour
 from dynamo_box.control.launch import run_in_foreground
 from dynamo_box.errors import BoxError, ExitCode, UsageError
 from dynamo_box.log import LEVEL_VARIABLE
+from dynamo_box.service.systemctl import ends_with_session
 from dynamo_box.snapshot import BoxSnapshot
 
 if TYPE_CHECKING:
@@ -195,6 +197,8 @@ def announce(snapshot: BoxSnapshot, *, already: bool, as_json: bool) -> None:
         stderr.say(f"profile {box.profile} is already up, for {uptime} (supervisor pid {box.pid})")
     if box.state == "degraded":
         stderr.warn(f"the box is degraded: {box.cause}")
+    if ends_with_session(Path(box.run_dir)):
+        stderr.say("it ends with your last session on this machine; `loginctl enable-linger` has it outlive that")
     if snapshot.simulated:
         output.text(SIMULATED)
     output.text(f"{box.endpoint} serves {', '.join(names)} (profile {box.profile})")

@@ -16,6 +16,7 @@ ANSWER_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 8 * 86400.0
 """Above the longest drain that a profile may ask for; systemd bounds the stop by the unit's own limit."""
 
+_LINGER = Path("/var/lib/systemd/linger")
 _BOOTED = Path("/run/systemd/system")
 """There when systemd is what runs this machine; see sd_booted(3)."""
 
@@ -140,9 +141,14 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def lingers(linger: Path = Path("/var/lib/systemd/linger")) -> bool:
+def lingers(linger: Path = _LINGER) -> bool:
     """Whether this user's systemd runs without a login, from boot on."""
     return (linger / pwd.getpwuid(os.geteuid()).pw_name).exists()
+
+
+def ends_with_session(run_dir: Path, linger: Path = _LINGER) -> bool:
+    """Whether systemd removes this run dir when the last session of its user ends, and the box with it."""
+    return run_dir.is_relative_to("/run/user") and not lingers(linger)
 
 
 def journal(scope: Scope, name: str) -> str:

@@ -99,13 +99,15 @@ def carry_out(launched: Launched) -> int:
             link=launched.link,
             request_id=launched.request_id,
             own_log=own_log,
+            lock=lock,
         )
         return await supervision.run(control_socket, swept)
 
     try:
         return run_on_uvloop(supervise())
     finally:
-        run_dir.control_socket.unlink(missing_ok=True)
+        if lock.is_in_place:
+            run_dir.control_socket.unlink(missing_ok=True)
         lock.release()
 
 

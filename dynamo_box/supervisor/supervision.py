@@ -27,6 +27,7 @@ from dynamo_box.protocol.framing import Channel
 from dynamo_box.supervisor.box import Box, StopReport
 from dynamo_box.supervisor.control_server import ControlChannel, ControlServer, Encoded, SnapshotFeed, error_reply
 from dynamo_box.supervisor.identity import RunId
+from dynamo_box.supervisor.lock import RunDirLock
 from dynamo_box.supervisor.logs import SUPERVISOR, OwnLog
 from dynamo_box.supervisor.sdnotify import Notifier
 from dynamo_box.supervisor.sweep import SweepReport
@@ -40,11 +41,12 @@ LAST_WORD_S = 1.0
 
 @dataclass(frozen=True)
 class StopRequest:
-    """`exit_code` is for a box that wasn't ready yet; one that was stops with 0."""
+    """`exit_code` is for a box that wasn't ready yet; one that was stops with 0, unless `is_failure`."""
 
     reason: str
     drain_s: float
     exit_code: ExitCode = ExitCode.FAILED
+    is_failure: bool = False
 
 
 class Supervision:
@@ -58,6 +60,7 @@ class Supervision:
         link: socket.socket | None,
         request_id: int,
         own_log: OwnLog | None,
+        lock: RunDirLock,
     ) -> None:
         self._notifier = Notifier()
         self._box = Box(plan, run_dir, home, run_id, os.environ)
@@ -66,6 +69,8 @@ class Supervision:
         self._feed: SnapshotFeed | None = None
         self._request_id = request_id
         self._own_log = own_log
+        self._lock = lock
+        self._run_dir = run_dir
         self._loop = asyncio.get_running_loop()
         self._stop: asyncio.Future[StopRequest] = self._loop.create_future()
         self._stopped: asyncio.Future[StopReport] = self._loop.create_future()
@@ -118,7 +123,7 @@ class Supervision:
         await self._close_link(None)
         request = await self._stop
         self._box.events.add("info", None, f"stopping: {request.reason}")
-        return ExitCode.OK, None
+        return request.exit_code if request.is_failure else ExitCode.OK, None
 
     # why it ends
 
@@ -131,6 +136,14 @@ class Supervision:
         if not self._stop.done():
             self._stop.set_result(StopRequest(reason, drain_s, exit_code))
         return self._stopped
+
+    def _stop_unreachable(self) -> None:
+        """Without its run dir no command reaches a box, nor its processes one another: it would hold its devices for
+        nobody. A service of systemd's is started again.
+        """
+        what = f"run dir {self._run_dir.root} was removed: nobody can reach this box any more"
+        self._box.events.add("error", None, what)
+        self._stop.set_result(StopRequest(what, 0.0, ExitCode.FAILED, is_failure=True))
 
     def _install_signals(self) -> None:
         for number, code in (
@@ -197,6 +210,8 @@ class Supervision:
         while True:
             try:
                 self._box.tick()
+                if not self._lock.is_in_place and not self._stop.done():
+                    self._stop_unreachable()
                 if self._own_log is not None:
                     self._own_log.rotate_if_large()
             except Exception as error:  # noqa: BLE001 - whatever it is, the box must go on being looked after

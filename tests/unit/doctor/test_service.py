@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from fake_machine import put
 from dynamo_box.doctor import service
 from dynamo_box.doctor.finding import Status
 from dynamo_box.doctor.machine import Machine, user_name
+from dynamo_box.paths import RunDir
 from dynamo_box.service.unit import MARKER
 
 
@@ -28,3 +30,15 @@ def test_a_unit_of_a_box_needs_lingering(machine: Machine, tmp_path: Path, monke
     assert found.command == f"loginctl enable-linger {user_name(os.getuid())}"
     put(machine, f"var/lib/systemd/linger/{user_name(os.getuid())}", "")
     assert service.check(machine)[0].status is Status.PASS
+
+
+def test_a_run_dir_that_goes_with_the_session_is_warned_of(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    short_lived = replace(machine, run=RunDir(Path(f"/run/user/{os.getuid()}/dynbox")))
+    (found,) = service.check(short_lived)
+    assert (found.name, found.status) == ("session", Status.WARN)
+    assert found.command == f"loginctl enable-linger {user_name(os.getuid())}"
+    put(machine, f"var/lib/systemd/linger/{user_name(os.getuid())}", "")
+    assert service.check(short_lived) == []
