@@ -69,11 +69,13 @@ def logs(
 
     show = _show_json if as_json else _show
     follower = log_files.Follower(directory, names or None) if follow else None
-    chosen = names or known
+    until = {} if follower is None else follower.marks  # from there on the follower shows them
+    chosen = list(until) or names or known
     if since is not None and count is None:
-        entries: Iterable[log_files.Entry] = log_files.since(directory, chosen, start, wanted)
+        entries: Iterable[log_files.Entry] = log_files.since(directory, chosen, start, wanted, until)
     else:
-        entries = log_files.tail(directory, chosen, DEFAULT_LINES if count is None else count, wanted, start)
+        count = DEFAULT_LINES if count is None else count
+        entries = log_files.tail(directory, chosen, count, wanted, start, until)
     for entry in entries:
         show(entry)
     if follower is not None:

@@ -12,10 +12,11 @@ import contextlib
 import heapq
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from types import MappingProxyType
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
@@ -38,7 +39,16 @@ class Entry(msgspec.Struct, frozen=True):
     fields: dict[str, object]
 
 
+class Mark(NamedTuple):
+    """A place in one process's lines: so many bytes into the file with this inode. Names of files move."""
+
+    inode: int
+    offset: int
+
+
 Predicate = Callable[[Entry], bool]
+Marks = Mapping[str, Mark]
+"""By process; one without a mark is read to its end."""
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -74,18 +84,31 @@ def processes_with_logs(directory: Path) -> list[str]:
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
 
-def tail(directory: Path, processes: Iterable[str], count: int, wanted: Predicate, since: float = 0.0) -> list[Entry]:
+def tail(
+    directory: Path,
+    processes: Iterable[str],
+    count: int,
+    wanted: Predicate,
+    since: float = 0.0,
+    until: Marks = MappingProxyType({}),
+) -> list[Entry]:
     """The last `count` wanted lines of all these processes together, oldest first, none older than `since`."""
     found: list[Entry] = []
     for process in processes:
-        found.extend(reversed(_last_of_process(directory, process, count, wanted, since)))
+        found.extend(reversed(_last_of_process(directory, process, count, wanted, since, until.get(process))))
     found.sort(key=_time)
     return found[-count:] if count else []
 
 
-def since(directory: Path, processes: Iterable[str], start: float, wanted: Predicate) -> Iterator[Entry]:
+def since(
+    directory: Path,
+    processes: Iterable[str],
+    start: float,
+    wanted: Predicate,
+    until: Marks = MappingProxyType({}),
+) -> Iterator[Entry]:
     """All wanted lines from `start` on, merged by time."""
-    streams = [_from_oldest(directory, process) for process in processes]
+    streams = [_from_oldest(directory, process, until.get(process)) for process in processes]
     merged = heapq.merge(*streams, key=_time)
     return in_order(entry for entry in merged if entry.at >= start and wanted(entry))
 
@@ -117,6 +140,11 @@ class Follower:
         self._tails: dict[str, _ProcessTail] = {}
         for process in self._current():
             self._tails[process] = _ProcessTail(directory, process, from_end=True)
+
+    @property
+    def marks(self) -> dict[str, Mark]:
+        """How far each process's lines have been read."""
+        return {process: tail.mark for process, tail in self._tails.items()}
 
     def read(self) -> list[Entry]:
         for process in self._current():
@@ -155,6 +183,10 @@ class _ProcessTail:
                 with file:
                     info = os.fstat(file.fileno())
                     self._inode, self._offset = info.st_ino, info.st_size
+
+    @property
+    def mark(self) -> Mark:
+        return Mark(self._inode, self._offset)
 
     def read(self) -> Iterator[Entry]:
         if self._unchanged():
@@ -244,23 +276,38 @@ def _inodes(directory: Path, process: str) -> list[int]:
     return found
 
 
-def _from_oldest(directory: Path, process: str) -> Iterator[Entry]:
-    at = 0.0
+@contextlib.contextmanager
+def _opened(directory: Path, process: str, until: Mark | None) -> Iterator[list[tuple[BinaryIO, int]]]:
+    """Files, oldest first, and how many bytes of each lie before the mark."""
     with contextlib.ExitStack() as stack:
-        for file in [stack.enter_context(file) for file in _open_all(directory, process)]:
-            while line := file.readline(MAX_LINE):
+        files = [stack.enter_context(file) for file in _open_all(directory, process)]
+        known = [(file, os.fstat(file.fileno())) for file in files]
+        inodes = [info.st_ino for _, info in known]
+        if until is None or until.inode not in inodes:
+            yield [(file, info.st_size) for file, info in known]
+            return
+        last = inodes.index(until.inode)
+        yield [*((file, info.st_size) for file, info in known[:last]), (files[last], until.offset)]
+
+
+def _from_oldest(directory: Path, process: str, until: Mark | None) -> Iterator[Entry]:
+    at = 0.0
+    with _opened(directory, process, until) as files:
+        for file, size in files:
+            while file.tell() < size and (line := file.readline(MAX_LINE)):
                 entry = parse(line, process) or bare(line, process, at)
                 at = entry.at
                 yield entry
 
 
-def _last_of_process(directory: Path, process: str, count: int, wanted: Predicate, start: float) -> list[Entry]:
+def _last_of_process(
+    directory: Path, process: str, count: int, wanted: Predicate, start: float, until: Mark | None
+) -> list[Entry]:
     """At most `count` wanted lines, newest first."""
     found: list[Entry] = []
     undated: deque[bytes] = deque(maxlen=max(count, 1))
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(file) for file in _open_all(directory, process)]
-        for line in (line for file in reversed(files) for line in _lines_backwards(file)):
+    with _opened(directory, process, until) as files:
+        for line in (line for file, size in reversed(files) for line in _lines_backwards(file, size)):
             if len(found) >= count:
                 break
             entry = parse(line, process)
@@ -276,9 +323,8 @@ def _last_of_process(directory: Path, process: str, count: int, wanted: Predicat
     return found[:count]
 
 
-def _lines_backwards(file: BinaryIO) -> Iterator[bytes]:
-    """Lines from the end of the file to its start; one longer than MAX_LINE loses its beginning."""
-    position = file.seek(0, os.SEEK_END)
+def _lines_backwards(file: BinaryIO, position: int) -> Iterator[bytes]:
+    """Lines that end at `position` or before, the last one first; one longer than MAX_LINE loses its beginning."""
     rest = b""
     while position:
         size = min(_BLOCK, position)

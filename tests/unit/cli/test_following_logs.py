@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dynamo_box.control.logs import Follower, since
+from dynamo_box.control.logs import Follower, since, tail
 
 
 def add(path: Path, second: int) -> None:
@@ -61,6 +61,23 @@ def test_nor_does_it_for_who_reads_them_all(files: Rotating, opening: int) -> No
     files.before_opening(opening)
     found = [entry.fields["event"] for entry in since(files.path.parent, ["router"], 0.0, lambda _: True)]
     assert found == ["at 1", "at 2", "at 4"]
+
+
+def test_what_comes_after_the_mark_is_the_followers_alone(files: Rotating) -> None:
+    directory = files.path.parent
+    follower = Follower(directory, None)
+    add(files.path, 3)
+    for rotated in (False, True):
+        if rotated:
+            files.path.with_suffix(".log.1").unlink()
+            files.path.replace(files.path.with_suffix(".log.1"))
+            add(files.path, 4)
+        kept = ["at 2"] if rotated else ["at 1", "at 2"]
+        last = tail(directory, follower.marks, 10, lambda _: True, until=follower.marks)
+        everything = since(directory, follower.marks, 0.0, lambda _: True, until=follower.marks)
+        assert [entry.fields["event"] for entry in last] == kept
+        assert [entry.fields["event"] for entry in everything] == kept
+    assert [entry.fields["event"] for entry in follower.read()] == ["at 3", "at 4"]
 
 
 def test_who_begins_while_no_file_is_current_sees_what_comes(files: Rotating) -> None:
