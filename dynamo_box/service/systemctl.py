@@ -142,8 +142,12 @@ def _number(text: str) -> int:
 
 
 def lingers(linger: Path = _LINGER) -> bool:
-    """Whether this user's systemd runs without a login, from boot on."""
-    return (linger / pwd.getpwuid(os.geteuid()).pw_name).exists()
+    """Whether this user's systemd runs without a login, from boot on. A user without a name has no such choice."""
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return False
+    return (linger / name).exists()
 
 
 def ends_with_session(run_dir: Path, linger: Path = _LINGER) -> bool:

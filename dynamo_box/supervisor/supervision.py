@@ -128,13 +128,13 @@ class Supervision:
     # why it ends
 
     def request_stop(
-        self, reason: str, drain_s: float, exit_code: ExitCode = ExitCode.FAILED
+        self, reason: str, drain_s: float, exit_code: ExitCode = ExitCode.FAILED, *, is_failure: bool = False
     ) -> asyncio.Future[StopReport]:
         """Ask for the end; the future is done when everything has stopped. Asking again gives the same
         one.
         """
         if not self._stop.done():
-            self._stop.set_result(StopRequest(reason, drain_s, exit_code))
+            self._stop.set_result(StopRequest(reason, drain_s, exit_code, is_failure))
         return self._stopped
 
     def _stop_unreachable(self) -> None:
@@ -143,7 +143,7 @@ class Supervision:
         """
         what = f"run dir {self._run_dir.root} was removed: nobody can reach this box any more"
         self._box.events.add("error", None, what)
-        self._stop.set_result(StopRequest(what, 0.0, ExitCode.FAILED, is_failure=True))
+        self.request_stop(what, 0.0, is_failure=True)
 
     def _install_signals(self) -> None:
         for number, code in (

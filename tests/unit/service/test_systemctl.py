@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
 
 from dynamo_box.errors import NotRunning
-from dynamo_box.service.systemctl import Systemctl, journal, parse_state
+from dynamo_box.service.systemctl import Systemctl, ends_with_session, journal, parse_state
 from dynamo_box.service.unit import Scope
 
 
@@ -53,3 +55,17 @@ def test_counts_that_an_old_systemd_does_not_keep() -> None:
 def test_the_journal_of_either_scope() -> None:
     assert journal(Scope.USER, "x") == "journalctl --user -u x"
     assert journal(Scope.SYSTEM, "x") == "journalctl -u x"
+
+
+def test_only_the_run_dir_of_a_session_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_a_session = Path("/run/user/1000/dynbox")
+    assert ends_with_session(of_a_session, tmp_path)
+    assert not ends_with_session(Path("/tmp/dynbox-1000"), tmp_path)
+    (tmp_path / pwd.getpwuid(os.geteuid()).pw_name).touch()
+    assert not ends_with_session(of_a_session, tmp_path)
+
+    def unknown(uid: int) -> pwd.struct_passwd:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)  # as in many a container
+    assert ends_with_session(of_a_session, tmp_path)
